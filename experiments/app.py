@@ -1,0 +1,32 @@
+"""What every command shares: flags to `main`, users' mistakes to one sentence."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app
+
+from par_jax.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the absl flags, calls `main`, and exits with status 2 and one sentence on a `UserError`.
+
+    Ctrl-C exits with status 130 without a traceback: long commands resume when they are typed again.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            sys.exit(_say(f"unexpected argument {argv[1]!r}: options are written --name=value", 2))
+        try:
+            main()
+        except UserError as error:
+            sys.exit(_say(str(error), 2))
+        except KeyboardInterrupt:
+            sys.exit(_say("stopped; the same command goes on from here", 130))
+
+    app.run(guarded)
+
+
+def _say(message: str, status: int) -> int:
+    print(f"error: {message}" if status == 2 else message, file=sys.stderr)
+    return status

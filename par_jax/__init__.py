@@ -1,0 +1,1 @@
+"""Physical autoregression for robot manipulation, in JAX."""

@@ -1,0 +1,199 @@
+"""Presets and configuration: frozen dataclasses of plain values. Imports nothing local."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The frame VAE (OpenSora's causal 3D VAE, used by NOVA; here one latent a frame).
+
+    Attributes mirror `vae/config.json` of a NOVA checkpoint.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = (
+        "DownEncoderBlock2D",
+        "DownEncoderBlock2D",
+        "DownEncoderBlock3D",
+        "DownEncoderBlock3D",
+    )
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock3D",) * 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+
+    @property
+    def stride(self) -> int:
+        """Pixels a latent, along height and along width."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The instruction's path to K_t tokens: word hashes and a learned table, or embeddings of a frozen Phi."""
+
+    tokens: int = 8
+    dim: int = 64
+    vocabulary: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """PAR (arXiv 2508.09822, section 4.2): NOVA's two transformers, two de-tokenizers.
+
+    Attributes:
+      width, heads: of both transformers.
+      video_depth, frame_depth: blocks of the causal video encoder and of the masked frame encoder.
+      video_patch, frame_patch: latents a side of one token, in each of the two.
+      chunk: L, actions a package.
+      context: packages that a token may look back on, its own included (sliding window).
+      max_time: time positions are drawn below this number in training, and taken modulo it at inference.
+      action_rope_theta, rope_theta: base of the rotary frequencies of action tokens and of frame tokens.
+      mask_ratio: least and greatest share of a frame's tokens that training hides (NOVA's 0.7 to 1).
+    """
+
+    width: int = 192
+    heads: int = 6
+    video_depth: int = 4
+    frame_depth: int = 4
+    video_patch: int = 2
+    frame_patch: int = 2
+    action_dim: int = 8
+    chunk: int = 8
+    context: int = 3
+    max_time: int = 64
+    rope_theta: float = 10000.0
+    action_rope_theta: float = 100.0
+    mask_ratio: tuple[float, float] = (0.7, 1.0)
+    frame_head_width: int = 192
+    frame_head_depth: int = 3
+    action_head_width: int = 192
+    action_head_depth: int = 3
+    action_head_heads: int = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule and sampling of both heads (paper section 3.2; 4 draws of t as in section 4.3)."""
+
+    schedule: str = "flow"
+    draws: int = 4
+    action_steps: int = 4
+    frame_steps: int = 8
+    frame_sets: int = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureConfig:
+    """Pixels: what the camera gives and the centre crop that the model sees (height, width)."""
+
+    size: tuple[int, int] = (128, 128)
+    crop: tuple[int, int] = (96, 96)
+    shift: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One stage of training: AdamW, linear warm-up, cosine decay, clipping by global norm, EMA.
+
+    Attributes:
+      batch: sequences a step (policy) or pictures a step (VAE).
+      packages: packages of a training sequence (policy only).
+      history_dropout: share of sequences whose packages see nothing of the past.
+      frame_share: share of a batch's frames on which the frame loss is estimated.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float = 8e-4
+    warmup: int = 100
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    ema: float = 0.995
+    packages: int = 5
+    history_dropout: float = 0.3
+    frame_share: float = 0.25
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that a run's results depend on besides its data and its seed."""
+
+    name: str
+    picture: PictureConfig
+    vae: VAEConfig
+    text: TextConfig
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    vae_train: TrainConfig
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a frame's latents."""
+        height, width = self.picture.crop
+        return height // self.vae.stride, width // self.vae.stride
+
+    @property
+    def frame_tokens(self) -> int:
+        """K_o: tokens of one frame in the video encoder."""
+        height, width = self.latent_size
+        return (height // self.model.video_patch) * (width // self.model.video_patch)
+
+
+TINY = Config(
+    name="tiny",
+    picture=PictureConfig(),
+    vae=VAEConfig(
+        block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8
+    ),
+    text=TextConfig(),
+    model=ModelConfig(),
+    diffusion=DiffusionConfig(),
+    train=TrainConfig(steps=3000, batch=16),
+    vae_train=TrainConfig(steps=600, batch=16, learning_rate=2e-3, weight_decay=0.0, ema=0.99, warmup=50),
+)
+
+PRESETS: dict[str, Config] = {"tiny": TINY}
+
+
+def to_dict(config: Any) -> dict:
+    """A configuration dataclass as JSON-able nested dicts."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of `to_dict`, also after JSON turned tuples into lists.
+
+    Raises:
+      TypeError: a key is missing or unknown.
+    """
+    parts = {field.name: field.type for field in dataclasses.fields(Config)}
+    made = {}
+    for key, value in values.items():
+        part = parts.get(key)
+        if dataclasses.is_dataclass(part) and isinstance(part, type):
+            value = part(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        made[key] = value
+    return Config(**made)
+
+
+def differences(a: dict, b: dict, prefix: str = "") -> list[str]:
+    """Names of the leaves in which two nested dicts differ, each with both values: `model.width: 192 != 256`."""
+    out = []
+    for key in sorted(set(a) | set(b)):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            out += differences(left, right, f"{prefix}{key}.")
+        elif (list(left) if isinstance(left, tuple) else left) != (
+            list(right) if isinstance(right, tuple) else right
+        ):
+            out.append(f"{prefix}{key}: {left} != {right}")
+    return out
