@@ -1,0 +1,46 @@
+# `make demo` and `make test` are the two commands; both set the machine up first (`make venv`).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.par_jax-ready
+TORCH := torch==2.13.0
+
+DEMO_DATA := data/demo
+DEMO_RUN := runs/demo
+DEMO_OUT := $(DEMO_RUN)/rollout
+
+.PHONY: venv demo test test-slow lint clean
+
+venv: $(STAMP)
+
+# Made again when the package's requirements change. The order matters: torch decides between a CPU and a
+# CUDA build, and what comes after it takes the one that is there.
+$(STAMP): setup.cfg pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: par_jax needs Python 3.11 or newer, this is %d.%d: name another one with PYTHON=" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --editable . --no-deps
+	sh tools/vulkan.sh
+	touch $(STAMP)
+
+demo: venv
+	$(BIN)/python -m experiments.collect --task=pushcube --episodes=200 --out=$(DEMO_DATA) --workers=2
+	$(BIN)/python -m experiments.finetune --task=pushcube --preset=tiny --data=$(DEMO_DATA) --workdir=$(DEMO_RUN)
+	$(BIN)/python -m experiments.rollout --checkpoint=$(DEMO_RUN) --task=pushcube --protocol=rdt --episodes=25 \
+	  --out=$(DEMO_OUT) --workers=2
+	$(BIN)/python -m experiments.curves --workdir=$(DEMO_RUN) --rollout=$(DEMO_OUT)
+
+test: venv lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest -q -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
