@@ -26,6 +26,8 @@ class VAEConfig:
     norm_num_groups: int = 32
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
 
     @property
     def stride(self) -> int:

@@ -50,7 +50,7 @@ class Protocol:
 
         Args:
           episodes: number of rollouts.
-          seed: the first policy seed; where the protocol does not fix the initial states it also chooses them.
+          seed: the first policy seed; it also chooses the initial states where the protocol does not fix them.
 
         Raises:
           UserError: more rollouts than the protocol has, or none.

@@ -1,0 +1,100 @@
+"""PAR: tokenizers, the causal transformer, the frame encoder and the two heads in one module."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from par_jax.config import Config
+from par_jax.model.detokenizers import ActionHead, FrameHead
+from par_jax.model.frame_encoder import FrameEncoder
+from par_jax.model.text import TextEmbed
+from par_jax.model.video_encoder import VideoEncoder
+from par_jax.nn.layers import Projector, patchify
+from par_jax.nn.positions import sincos_2d
+
+
+class ActionTokenizer(nnx.Module):
+    """Actions to tokens by an MLP, one each; begin-of-action tokens stand for a chunk that was never executed."""
+
+    def __init__(self, action_dim: int, chunk: int, width: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.proj = Projector(action_dim, width, rngs=rngs)
+        self.position = nnx.Param(init(rngs.params(), (chunk, width)))
+        self.begin = nnx.Param(init(rngs.params(), (chunk, width)))
+
+    def __call__(self, actions: jax.Array, known: jax.Array) -> jax.Array:
+        """actions [..., L, A], known [...] bool (False: begin-of-action) -> [..., L, E]."""
+        tokens = self.proj(actions) + self.position[...].astype(actions.dtype)
+        return jnp.where(known[..., None, None], tokens, self.begin[...].astype(actions.dtype))
+
+
+class PAR(nnx.Module):
+    """The physical autoregressive model (paper fig. 2). The frame VAE stands apart, frozen."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        m = config.model
+        self.config = config
+        height, width = config.latent_size
+        grid = (height // m.video_patch, width // m.video_patch)
+        frame_grid = (height // m.frame_patch, width // m.frame_patch)
+        token_dim = m.frame_patch**2 * config.vae.latent_channels
+        self.text_embed = TextEmbed(config.text, m.width, rngs=rngs)
+        self.patch_embed = nnx.Linear(m.video_patch**2 * config.vae.latent_channels, m.width, rngs=rngs)
+        self.action_tokenizer = ActionTokenizer(m.action_dim, m.chunk, m.width, rngs=rngs)
+        self.video_encoder = VideoEncoder(m, grid, config.text.tokens, rngs=rngs)
+        self.frame_encoder = FrameEncoder(m, frame_grid, token_dim, rngs=rngs)
+        self.frame_head = FrameHead(token_dim, m.width, m.frame_head_width, m.frame_head_depth, rngs=rngs)
+        self.action_head = ActionHead(
+            m.action_dim,
+            m.chunk,
+            m.width,
+            m.action_head_width,
+            m.action_head_depth,
+            m.action_head_heads,
+            rngs=rngs,
+        )
+
+    def physical_tokens(self, latents: jax.Array, actions: jax.Array, known: jax.Array) -> jax.Array:
+        """Frames and chunks to packages (paper section 4.2.1).
+
+        Args:
+          latents: [..., h, w, C].
+          actions: [..., L, A], the chunk that led to the frame.
+          known: [...] bool, False where there was none.
+
+        Returns:
+          [..., K_package, E].
+        """
+        frame = self.patch_embed(patchify(latents, self.config.model.video_patch))
+        frame = frame + jnp.asarray(sincos_2d(*self.video_encoder.grid, frame.shape[-1]), frame.dtype)
+        return jnp.concatenate([frame, self.action_tokenizer(actions, known)], axis=-2)
+
+    def split(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A package's outputs to Z_O [..., K_o, E] and Z_A [..., L, E]."""
+        frame = self.video_encoder.frame_tokens
+        return z[..., :frame, :], z[..., frame:, :]
+
+    def encode(
+        self,
+        latents: jax.Array,
+        actions: jax.Array,
+        known: jax.Array,
+        text: jax.Array,
+        time: jax.Array,
+        alone: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """All packages in one pass.
+
+        Args:
+          latents: [B, N, h, w, C], O_0 .. O_{N-1}.
+          actions: [B, N, L, A], A_0 .. A_{N-1}.
+          known: [B, N] bool, which of the chunks are given as tokens.
+          text: [B, K_text] int32.
+          time: [B, N] float32.
+          alone: [B] bool, sequences without history.
+
+        Returns:
+          Z_O [B, N, K_o, E] and Z_A [B, N, L, E], which condition O_1 .. O_N and A_1 .. A_N.
+        """
+        packages = self.physical_tokens(latents, actions, known)
+        return self.split(self.video_encoder(self.text_embed(text), packages, time, alone))

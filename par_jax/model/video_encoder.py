@@ -1,0 +1,133 @@
+"""The causal transformer over physical tokens (paper section 4.2.2), in parallel or step by step with a cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from par_jax.config import ModelConfig
+from par_jax.nn.attention import Block, attend
+from par_jax.nn.masks import own_package_mask_at, package_mask, package_of
+from par_jax.nn.positions import action_angles, frame_angles
+from par_jax.nn.stack import Stack
+from par_jax.types import KVCache
+
+
+class VideoEncoder(nnx.Module):
+    """NOVA's video encoder under PAR's mask.
+
+    Args:
+      grid: rows and columns of a frame's tokens.
+      text: K_t, tokens of the instruction.
+    """
+
+    def __init__(self, config: ModelConfig, grid: tuple[int, int], text: int, *, rngs: nnx.Rngs):
+        self.config, self.grid, self.text = config, grid, text
+        self.stack = Stack(
+            lambda r: Block(config.width, config.heads, rngs=r), config.video_depth, rngs=rngs
+        )
+        self.norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
+
+    @property
+    def frame_tokens(self) -> int:
+        """K_o, tokens of a frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def package_tokens(self) -> int:
+        """Tokens of a package: a frame's and a chunk's."""
+        return self.frame_tokens + self.config.chunk
+
+    def angles(self, time: jax.Array) -> jax.Array:
+        """Rotary angles of whole packages: [...] float32 -> [..., K_package, D // 2]."""
+        c, head = self.config, self.config.width // self.config.heads
+        frame = frame_angles(time, *self.grid, head, c.rope_theta)
+        action = action_angles(time, c.chunk, head, c.rope_theta, c.action_rope_theta)
+        return jnp.concatenate([frame, action], axis=-2)
+
+    def __call__(
+        self, text: jax.Array, packages: jax.Array, time: jax.Array, alone: jax.Array | None = None
+    ) -> jax.Array:
+        """All packages in one pass (teacher forcing, paper section 4.2.6).
+
+        Args:
+          text: [B, K_text, E] instruction tokens.
+          packages: [B, N, K_package, E] physical tokens P_0 .. P_{N-1}.
+          time: [B, N] float32, the packages' time positions.
+          alone: [B] bool, sequences whose packages see none of the earlier ones (history dropout).
+
+        Returns:
+          [B, N, K_package, E]: Z at P_{n-1} conditions the prediction of P_n.
+        """
+        b, n, k, e = packages.shape
+        mask = package_mask(self.text, self.frame_tokens, self.config.chunk, n, self.config.context)
+        if alone is not None:
+            of = package_of(self.text, k, n)
+            near = (of[:, None] == of[None, :]) | (of[None, :] < 0)
+            mask = mask & (near | ~alone[:, None, None])
+        angles = self.angles(time).reshape(b, n * k, -1)
+        angles = jnp.pad(angles, ((0, 0), (self.text, 0), (0, 0)))
+        x = jnp.concatenate([text, packages.reshape(b, n * k, e)], axis=1)
+        x, _ = self.stack.scan(lambda block, x, _: (block(x, mask, angles), None), x)
+        return self.norm(x[:, self.text :]).reshape(b, n, k, e)
+
+    def start(self, text: jax.Array) -> KVCache:
+        """An empty cache that knows the instruction: text [B, K_text, E]."""
+        c = self.config
+
+        def body(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            q, k, v = block.attn.project(x)
+            return block.finish(x, attend(q, k, v)), (k, v)
+
+        _, (text_k, text_v) = self.stack.scan(body, text)
+        b = text.shape[0]
+        shape = (c.video_depth, b, c.context, self.package_tokens, c.heads, c.width // c.heads)
+        empty = jnp.zeros(shape, text_k.dtype)
+        return KVCache(text_k, text_v, empty, jnp.zeros_like(empty), jnp.zeros(b, jnp.int32))
+
+    def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array]:
+        """One package through all layers, seeing what the cache holds.
+
+        The newest package takes the slot of the one that leaves the window, so the cost is constant.
+
+        Args:
+          cache: of B robots.
+          package: [B, K_package, E].
+
+        Returns:
+          The cache with the package in it, and its outputs [B, K_package, E].
+        """
+        c, b = self.config, package.shape[0]
+        slot = cache.time % c.context
+        angles = self.angles(cache.time.astype(jnp.float32))
+        mask = self._step_mask(cache.time, slot)
+
+        def body(block: Block, x: jax.Array, kept: tuple) -> tuple[jax.Array, tuple]:
+            text_k, text_v, old_k, old_v = kept
+            q, k, v = block.attn.project(x, angles)
+            new_k, new_v = (_write(old, new, slot) for old, new in ((old_k, k), (old_v, v)))
+            keys, values = (
+                jnp.concatenate([prefix, ring.reshape(b, -1, *ring.shape[3:])], axis=1)
+                for prefix, ring in ((text_k, new_k), (text_v, new_v))
+            )
+            return block.finish(x, attend(q, keys, values, mask)), (new_k, new_v)
+
+        x, (k, v) = self.stack.scan(body, package, (cache.text_k, cache.text_v, cache.k, cache.v))
+        return dataclasses.replace(cache, k=k, v=v, time=cache.time + 1), self.norm(x)
+
+    def _step_mask(self, time: jax.Array, slot: jax.Array) -> jax.Array:
+        """Who the newest package's tokens see: [B, K_package, K_text + W * K_package] bool."""
+        size, window = self.package_tokens, self.config.context
+        place = jnp.arange(size)
+        own = own_package_mask_at(place[:, None], place[None, :], self.frame_tokens)
+        filled = jnp.arange(window) < time[:, None]
+        mine = jnp.arange(window) == slot[:, None]
+        seen = jnp.where(mine[:, None, :, None], own[None, :, None, :], filled[:, None, :, None])
+        seen = seen.reshape(time.shape[0], size, window * size)
+        return jnp.concatenate([jnp.ones((*seen.shape[:2], self.text), bool), seen], axis=-1)
+
+
+def _write(ring: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+    """Puts new [B, K, H, D] into ring [B, W, K, H, D] at each robot's slot [B]."""
+    return jax.vmap(lambda r, x, s: jax.lax.dynamic_update_index_in_dim(r, x, s, 0))(ring, new, slot)

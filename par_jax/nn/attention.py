@@ -1,0 +1,62 @@
+"""Attention as pure functions, then the block that NOVA stacks.
+
+Axis legend: B batch, S query tokens, T key tokens, H heads, D head width, E model width (E = H * D).
+"""
+
+import jax
+from flax import nnx
+
+from par_jax.nn.layers import MLP
+from par_jax.nn.positions import rotate
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Scaled dot-product attention: q [B, S, H, D], k and v [B, T, H, D] -> [B, S, H, D].
+
+    Args:
+      mask: bool, broadcastable to [B, S, T]; True where a query sees a key. Every query must see some key.
+    """
+    mask = None if mask is None else mask[:, None] if mask.ndim == 3 else mask[None, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention, in two halves so that a KV cache can stand between them."""
+
+    def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.qkv = nnx.Linear(dim, 3 * dim, rngs=rngs)
+        self.proj = nnx.Linear(dim, dim, rngs=rngs)
+
+    def project(
+        self, x: jax.Array, angles: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, S, E] -> q, k, v [B, S, H, D]; q and k turned by `angles` [B or 1, S, D // 2]."""
+        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, -1)
+        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+
+    def merge(self, o: jax.Array) -> jax.Array:
+        """[B, S, H, D] -> [B, S, E]."""
+        return self.proj(o.reshape(*o.shape[:-2], -1))
+
+
+class Block(nnx.Module):
+    """NOVA's transformer block: the norms stand behind attention and MLP, inside the residual branch."""
+
+    def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs):
+        self.norm1 = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs)
+        self.attn = Attention(dim, heads, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs)
+        self.mlp = MLP(dim, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, angles: jax.Array | None = None
+    ) -> jax.Array:
+        """Args: x [B, S, E]; mask bool [B, S, S] or [S, S]; angles [B or 1, S, D // 2]."""
+        return self.finish(x, attend(*self.attn.project(x, angles), mask))
+
+    def finish(self, x: jax.Array, o: jax.Array) -> jax.Array:
+        """The block's remainder, from the attention's output o [B, S, H, D]."""
+        x = x + self.norm1(self.attn.merge(o))
+        return x + self.norm2(self.mlp(x))

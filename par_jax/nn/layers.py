@@ -1,0 +1,58 @@
+"""Leaf layers that several parts share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class MLP(nnx.Module):
+    """Two linear layers with an exact GELU between them, four times as wide inside."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(dim, 4 * dim, rngs=rngs)
+        self.fc2 = nnx.Linear(4 * dim, dim, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., dim] -> [..., dim]."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class Projector(nnx.Module):
+    """Two linear layers with a SiLU between them."""
+
+    def __init__(self, dim: int, out_dim: int, *, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(dim, out_dim, rngs=rngs)
+        self.fc2 = nnx.Linear(out_dim, out_dim, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., dim] -> [..., out_dim]."""
+        return self.fc2(jax.nn.silu(self.fc1(x)))
+
+
+class TimeEmbed(nnx.Module):
+    """Embeds a diffusion timestep: 256 cosines and sines, then a projector."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.timestep_proj = Projector(256, dim, rngs=rngs)
+
+    def __call__(self, timestep: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """[...] float32 in 0 .. 1000 -> [..., dim]."""
+        frequency = jnp.exp(-math.log(10000.0) / 128 * jnp.arange(128, dtype=jnp.float32))
+        angle = timestep[..., None].astype(jnp.float32) * frequency
+        return self.timestep_proj(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(dtype))
+
+
+def patchify(x: jax.Array, patch: int) -> jax.Array:
+    """Cuts pictures into tokens, row by row: [..., h, w, C] -> [..., (h/p)(w/p), p*p*C], channels innermost."""
+    *lead, height, width, channels = x.shape
+    x = x.reshape(*lead, height // patch, patch, width // patch, patch, channels)
+    return jnp.moveaxis(x, -4, -3).reshape(*lead, -1, patch * patch * channels)
+
+
+def unpatchify(x: jax.Array, patch: int, height: int, width: int) -> jax.Array:
+    """The inverse of `patchify`: [..., (h/p)(w/p), p*p*C] -> [..., h, w, C]."""
+    *lead, _, size = x.shape
+    x = x.reshape(*lead, height // patch, width // patch, patch, patch, size // patch**2)
+    return jnp.moveaxis(x, -3, -4).reshape(*lead, height, width, size // patch**2)

@@ -1,0 +1,157 @@
+"""ManiSkill behind a small torch interface: the only module that makes its environments.
+
+Axes: B environments, H W picture, A action numbers, J joints.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+
+from par_jax.errors import UserError
+from par_jax.sim import vulkan
+from par_jax.tasks import check_control_mode, get_task
+
+CAMERA = "human_render"
+"""Every picture is the human render camera's: the sensor camera hides PickCube's goal."""
+
+
+def resolve_device(device: str) -> str:
+    """`cpu` or `cuda`, checked against this machine.
+
+    Args:
+      device: `cpu`, or `cuda` or its synonym `gpu`.
+
+    Raises:
+      UserError: an unknown name, or no GPU that torch can use.
+    """
+    if device == "cpu":
+        return "cpu"
+    if device not in ("cuda", "gpu"):
+        raise UserError(f"unknown device {device!r}: choose cpu or gpu")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "--device=gpu was asked for, but torch finds no CUDA GPU here: use --device=cpu, or install a torch "
+            "built for CUDA on a machine with an NVIDIA driver"
+        )
+    return "cuda"
+
+
+class Simulator:
+    """One ManiSkill scene on the CPU, or `num_envs` batched ones on a GPU.
+
+    Making it takes seconds and so does the first picture: make one and reset it. The episode of a seed depends on
+    the seed and the device only, neither on the episodes before it nor on its place in the batch. (torch's CPU and
+    CUDA generators differ, so the two devices give a seed different initial states.)
+
+    Attributes:
+      env: ManiSkill's own environment, for the expert's privileged view.
+      action_dim: A.
+      control_freq: control steps a second.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        control_mode: str = "pd_joint_pos",
+        picture_size: tuple[int, int] = (128, 128),
+        num_envs: int = 1,
+        device: str = "cpu",
+        reward: bool = True,
+    ):
+        """Makes the environment.
+
+        Args:
+          task: a name in `par_jax.tasks.TASKS`.
+          control_mode: one of `par_jax.tasks.CONTROL_MODES`.
+          picture_size: height and width of pictures, pixels.
+          num_envs: B; more than one needs `device="cuda"`.
+          device: `cpu`, `cuda` or `gpu`.
+          reward: whether steps compute ManiSkill's normalised dense reward (zeros otherwise, and faster).
+
+        Raises:
+          UserError: unknown names, no usable Vulkan driver, no such device.
+        """
+        spec = get_task(task)
+        check_control_mode(control_mode)
+        device = resolve_device(device)
+        if num_envs > 1 and device == "cpu":
+            raise UserError(
+                "ManiSkill batches environments on a GPU only: on a CPU use one process each (EnvPool)"
+            )
+        vulkan.check()
+        os.environ.setdefault("LP_NUM_THREADS", "1")
+        import gymnasium
+        import mani_skill.envs  # noqa: F401  registers the tasks
+        import torch
+
+        torch.set_num_threads(1)
+        height, width = picture_size
+        backend = "physx_cpu" if device == "cpu" else "physx_cuda"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._wrapped = gymnasium.make(
+                spec.env_id,
+                num_envs=num_envs,
+                obs_mode="none",
+                control_mode=control_mode,
+                reward_mode="normalized_dense" if reward else "none",
+                render_mode="rgb_array",
+                human_render_camera_configs=dict(width=width, height=height),
+                sim_backend=backend,
+                render_backend="cpu" if device == "cpu" else "cuda",
+            )
+        self.task = task
+        self.control_mode = control_mode
+        self.num_envs = num_envs
+        self.device = device
+        self.env = self._wrapped.unwrapped
+        self.action_dim = int(self.env.single_action_space.shape[0])
+        self.control_freq = int(self.env.control_freq)
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Starts the episodes of `seeds` (B of them), each environment by itself so that its seed alone matters."""
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
+        if self.num_envs == 1:
+            self.env.reset(seed=int(seeds[0]))
+            return
+        import torch
+
+        if self.env._reconfig_counter == 0 and self.env.reconfiguration_freq != 0:
+            self.env.reset(seed=[int(seed) for seed in seeds])
+        for index, seed in enumerate(seeds):
+            env_idx = torch.tensor([index], device=self.env.device)
+            self.env.reset(seed=[int(seed)], options={"env_idx": env_idx})
+
+    def step(self, action):
+        """Executes one control step.
+
+        Args:
+          action: torch float32 [B, A] on the simulator's device (or a numpy array), in the control mode's units.
+
+        Returns:
+          reward f32 [B] and success bool [B], torch tensors on the simulator's device.
+        """
+        _, reward, _, _, info = self.env.step(action)
+        return reward, info["success"]
+
+    def success(self):
+        """Whether the present states are successes: torch bool [B]."""
+        return self.env.evaluate()["success"]
+
+    def qpos(self):
+        """Joint positions, torch f32 [B, J] (radians; metres for the two fingers)."""
+        return self.env.agent.robot.get_qpos()
+
+    def picture(self):
+        """What the human render camera sees: torch uint8 [B, H, W, 3] on the simulator's device.
+
+        The tensor is the renderer's own buffer where the backend allows it: copy what must outlive the next call.
+        """
+        return self.env.render_rgb_array()
+
+    def close(self) -> None:
+        """Frees the scene."""
+        self._wrapped.close()

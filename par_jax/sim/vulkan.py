@@ -1,0 +1,5 @@
+"""ManiSkill's renderer needs Vulkan."""
+
+
+def check() -> None:
+    """Stub until written."""

@@ -1,0 +1,52 @@
+"""The arrays that travel between the parts, as dataclass pytrees.
+
+Axis legend: B sequences or robots, N packages, L actions a chunk, A action dimensions, K tokens of the kind
+named, S query tokens, T key tokens, H heads, D head width, Y layers, C latent channels, h w latent rows, columns.
+"""
+
+import dataclasses
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Training sequences of N packages and what follows them (paper section 4.1).
+
+    Package n holds frame O_n and the chunk A_n that led from O_{n-1} to O_n. The output at package n - 1 predicts
+    package n, so a sequence of N packages carries N + 1 frames and chunks.
+
+    Attributes:
+      latents: [B, N+1, h, w, C] float32, scaled frame latents of O_0 .. O_N.
+      actions: [B, N+1, L, A] float32, A_0 .. A_N, scaled to about [-1, 1]; A_0 is only read where `has_past`.
+      has_past: [B] bool, False where O_0 is the episode's first frame (A_0 is then begin-of-action tokens).
+      valid: [B, N, L] bool, which actions of A_1 .. A_N are targets.
+      frame_valid: [B, N] bool, which of O_1 .. O_N are targets.
+      text: [B, K] int32, token ids of the instruction.
+    """
+
+    latents: jax.Array
+    actions: jax.Array
+    has_past: jax.Array
+    valid: jax.Array
+    frame_valid: jax.Array
+    text: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the video encoder for B robots: the text prefix and a ring of the last W packages.
+
+    Attributes:
+      text_k, text_v: [Y, B, K_text, H, D], computed once a task.
+      k, v: [Y, B, W, K_package, H, D]; package n lies in slot n % W.
+      time: [B] int32, packages seen so far.
+    """
+
+    text_k: jax.Array
+    text_v: jax.Array
+    k: jax.Array
+    v: jax.Array
+    time: jax.Array
