@@ -50,7 +50,7 @@ class Protocol:
 
         Args:
           episodes: number of rollouts.
-          seed: the first policy seed; it also chooses the initial states where the protocol does not fix them.
+          seed: the first policy seed; it also chooses the initial states that a protocol leaves open.
 
         Raises:
           UserError: more rollouts than the protocol has, or none.

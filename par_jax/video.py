@@ -1,7 +1,7 @@
 """Films of rollouts: what happened beside what the model had predicted, as mp4 and as a strip of pictures.
 
-Axes: h, w = pixels of one picture. Prediction n is made at control step `made[n]` for step `due[n]`, the end of the
-chunk that is executed meanwhile.
+Axes: h, w = pixels of one picture. Prediction n is made at control step `made[n]` for step `due[n]`, the end of
+the chunk that is executed meanwhile.
 """
 
 import dataclasses
