@@ -1,7 +1,7 @@
 """Films of rollouts: what happened beside what the model had predicted, as mp4 and as a strip of pictures.
 
-Axes: h, w = pixels of one picture. Prediction n is made at control step `made[n]` for step `due[n]`, the end of
-the chunk that is executed meanwhile.
+Axes: h, w = pixels of one picture. Prediction n is made at control step `made[n]` for step `due[n]`, the end
+of the chunk that is executed meanwhile.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _PANEL = 288
+_STRIP_PANEL = 192
 _HEADER = 28
 _GAP = 8
 _INK = (235, 235, 235)
@@ -77,14 +78,14 @@ def strip(film: Film, columns: int = 8) -> np.ndarray:
     last = len(film.executed) - 1
     if not film.predicted:
         steps = np.unique(np.linspace(0, last, columns).round().astype(int))
-        return _sheet(film.title, [[(f"step {s}", film.executed[s]) for s in steps]])
+        return _sheet(film.title, [[(f"step {s}", film.executed[s]) for s in steps]], panel=_STRIP_PANEL)
     chunks = np.unique(np.linspace(0, len(film.due) - 1, columns).round().astype(int))
     above, below = [], []
     for n in chunks:
         step = min(film.due[n], last)
         above.append((f"executed, step {step}", film.executed[step]))
         below.append((f"predicted for step {film.due[n]}", film.predicted[n]))
-    return _sheet(film.title, [above, below], panel=_PANEL // 2)
+    return _sheet(film.title, [above, below], panel=_STRIP_PANEL)
 
 
 def write_mp4(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
