@@ -73,7 +73,7 @@ class Push:
         self.pushing = abs(beside) < limit and behind > 0.02 and tcp[2] < 0.04
         if self.pushing:
             # Aim at the goal's centre; steering across keeps the push through the cube's middle.
-            ahead = max(distance - 0.01, 0.0) + max(behind - 0.03, 0.0)
+            ahead = max(distance - 0.05, 0.0) + max(behind - 0.03, 0.0)
             target = tcp[:2] + along * min(ahead, SPEED) - across * beside
             return Move(limited(np.array([*(target - tcp[:2]), self.LOW - tcp[2]])), 0.0, CLOSED)
         start = cube[:2] - along * 0.065

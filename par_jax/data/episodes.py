@@ -1,0 +1,284 @@
+"""Demonstrations on disk: writing shards, reading episodes, statistics. Knows no simulator.
+
+A folder holds `dataset.json` (what the data is: task, control mode, camera, picture size, seeds, versions) and
+`episodes-<first seed>.array_record` shards, one for each block of consecutive seeds. An episode is two records, so that
+the numbers can be read without its pictures:
+
+  numbers (safetensors)   action   f32 [T, A]     what to do, in the control mode's units
+                          executed f32 [T, A]     what was done: `action` plus the recorder's noise
+                          qpos     f32 [T+1, J]   joint positions, radians (fingers: metres)
+                          seed     i64 [1]
+  pictures (safetensors)  picture_bytes u8 [sum]  concatenated PNG files
+                          picture_ends  i64 [T+1] where each ends
+
+Axes: E episodes, T actions, A action numbers, J joints, H W picture.
+"""
+
+import errno
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from par_jax.errors import UserError
+
+FORMAT = 1
+META = "dataset.json"
+BLOCK = 20
+"""Seeds of one shard."""
+
+RECORDS = 2
+"""Records of one episode."""
+
+PICTURE_KEYS = ("picture_bytes", "picture_ends")
+
+
+def shard_name(first_seed: int) -> str:
+    """File name of the shard that starts with a seed."""
+    return f"episodes-{first_seed:08d}.array_record"
+
+
+def join_pictures(files: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Encoded pictures as the record's two arrays, u8 [sum] and i64 [len(files)]."""
+    return {
+        "picture_bytes": np.frombuffer(b"".join(files), np.uint8),
+        "picture_ends": np.cumsum([len(file) for file in files], dtype=np.int64),
+    }
+
+
+def write_shard(folder: Path, first_seed: int, episodes: Iterable[dict[str, np.ndarray]]) -> Path:
+    """Writes one shard under a temporary name and renames it when it is whole.
+
+    Args:
+      folder: of the data set; must exist.
+      first_seed: of the block.
+      episodes: the arrays of the module's head, pictures included.
+
+    Returns:
+      the shard's path.
+
+    Raises:
+      UserError: the disk is full or not writable; nothing of the shard stays.
+    """
+    path = folder / shard_name(first_seed)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+            for episode in episodes:
+                pictures = {key: episode[key] for key in PICTURE_KEYS}
+                writer.write(save({key: value for key, value in episode.items() if key not in pictures}))
+                writer.write(save(pictures))
+            writer.close()
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            raise _disk_error(error, folder) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Replaces `dataset.json` in one move.
+
+    Raises:
+      UserError: the disk is full or not writable; the old file stays.
+    """
+    temporary = folder / f"{META}.{os.getpid()}.tmp"
+    try:
+        try:
+            temporary.write_text(json.dumps(meta, indent=2) + "\n")
+            os.replace(temporary, folder / META)
+        except OSError as error:
+            raise _disk_error(error, folder) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `dataset.json` says.
+
+    Raises:
+      UserError: there is no such folder or file, or it is not ours.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no data folder at {folder}: collect one with `python -m experiments.collect`")
+    file = folder / META
+    if not file.is_file():
+        raise UserError(f"{folder} holds no {META}: it is not a demonstration folder; name one in --data")
+    try:
+        meta = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): collect the data again into a new folder") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UserError(f"{file} is not of format {FORMAT}: collect the data again with this version")
+    return meta
+
+
+def shards(folder: Path) -> dict[int, Path]:
+    """Whole shards of a folder, by first seed, in order."""
+    return {int(path.name[9:17]): path for path in sorted(folder.glob("episodes-????????.array_record"))}
+
+
+def count(shard: Path) -> int:
+    """Episodes of a shard.
+
+    Raises:
+      UserError: it is cut off or no shard at all.
+    """
+    try:
+        reader = ArrayRecordReader(str(shard))
+        records = reader.num_records()
+        reader.close()
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise _damaged(shard) from error
+    if records % RECORDS:
+        raise _damaged(shard)
+    return records // RECORDS
+
+
+class Episodes:
+    """Random access to a folder's demonstrations, in the order of their seeds.
+
+    Attributes:
+      path: the folder.
+      meta: what `dataset.json` says.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        task: str | None = None,
+        picture_size: Sequence[int] | None = None,
+        control_mode: str | None = None,
+    ):
+        """Opens a folder; reads no episode yet.
+
+        Args:
+          path: the folder that `experiments.collect` wrote.
+          task, picture_size (height, width), control_mode: what the caller needs; None accepts any.
+
+        Raises:
+          UserError: missing, empty, half-written or damaged, or of another task, picture size or control mode.
+        """
+        self.path = Path(path)
+        self.meta = read_meta(self.path)
+        self._expect("task", task)
+        self._expect("picture_size", None if picture_size is None else list(picture_size))
+        self._expect("control_mode", control_mode)
+        found = shards(self.path)
+        listed = {int(seed): number for seed, number in self.meta["shards"].items()}
+        if not listed:
+            raise UserError(
+                f"{self.path} is empty: no block of demonstrations was finished; run experiments.collect again"
+            )
+        if not self.meta["complete"]:
+            raise UserError(
+                f"{self.path} is half-written: {sum(listed.values())} of {self.meta['episodes_wanted']} demonstrations "
+                f"are there; type the experiments.collect command again and it goes on"
+            )
+        for seed, number in listed.items():
+            if seed not in found:
+                raise UserError(
+                    f"{self.path} lacks the file {shard_name(seed)} that {META} lists: copy the whole folder, or type "
+                    "the experiments.collect command again to make it anew"
+                )
+            if count(found[seed]) != number:
+                raise _damaged(found[seed])
+        self._source = ArrayRecordDataSource([str(found[seed]) for seed in sorted(listed)])
+        self._length = min(len(self._source) // RECORDS, self.meta["episodes_wanted"])
+        self._lengths: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """E: at most what was asked of `collect`."""
+        return self._length
+
+    def numbers(self, index: int) -> dict[str, np.ndarray]:
+        """Arrays of one episode but its pictures: `action`, `executed` (expert data only), `qpos`, `seed`."""
+        return self._read(RECORDS * self._check(index))
+
+    def lengths(self) -> np.ndarray:
+        """T of every episode, i64 [E]; reads all numbers once."""
+        if self._lengths is None:
+            self._lengths = np.array([len(self.numbers(index)["action"]) for index in range(len(self))], np.int64)
+        return self._lengths
+
+    def pictures(self, index: int, steps: Sequence[int] | None = None) -> np.ndarray:
+        """Pictures of one episode, u8 [len(steps), H, W, 3].
+
+        Args:
+          index: of the episode.
+          steps: which of its T+1 pictures to decode; all by default.
+        """
+        record = self._read(RECORDS * self._check(index) + 1)
+        data, ends = record["picture_bytes"].data, record["picture_ends"]
+        starts = np.concatenate([[0], ends[:-1]])
+        chosen = range(len(ends)) if steps is None else steps
+        return np.stack(
+            [np.asarray(Image.open(io.BytesIO(data[starts[step] : ends[step]]))) for step in chosen]
+        )
+
+    def _check(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index} of {len(self)}")
+        return int(index)
+
+    def _read(self, record: int) -> dict[str, np.ndarray]:
+        try:
+            return load(self._source[record])
+        except (RuntimeError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"episode {record // RECORDS} of {self.path} cannot be read ({error}): collect the data again"
+            ) from error
+
+    def _expect(self, field: str, wanted: Any) -> None:
+        if wanted is not None and self.meta[field] != wanted:
+            raise UserError(
+                f"{self.path} has {field} {self.meta[field]}, but {wanted} was asked for: name other data in --data or "
+                f"collect it with experiments.collect"
+            )
+
+
+def statistics(episodes: Episodes) -> dict[str, Any]:
+    """What normalisation needs, from the numbers alone: no picture is read.
+
+    Returns:
+      plain floats and lists, for JSON: `low`, `high` (0.5% and 99.5% quantiles), `mean`, `std`, each a list of A
+      numbers over all `action`s, and `count`, the number of actions.
+    """
+    actions = np.concatenate([episodes.numbers(index)["action"] for index in range(len(episodes))])
+    actions = actions.astype(np.float64)
+    low, high = np.quantile(actions, [0.005, 0.995], axis=0)
+    return {
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "mean": actions.mean(0).tolist(),
+        "std": actions.std(0).tolist(),
+        "count": len(actions),
+    }
+
+
+def _damaged(shard: Path) -> UserError:
+    return UserError(
+        f"{shard} is damaged or cut off: delete it and type the experiments.collect command again, which makes it anew"
+    )
+
+
+def _disk_error(error: Exception, folder: Path) -> UserError:
+    text = str(error)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return UserError(
+            f"the disk is full: could not write to {folder}; finished shards stay, so free some space and type the same "
+            "command again"
+        )
+    return UserError(f"could not write to {folder}: {text.splitlines()[0]}")

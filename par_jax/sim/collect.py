@@ -1,0 +1,206 @@
+"""Many demonstrations by several processes: blocks of seeds handed out, shards coming back.
+
+What is written depends on the settings alone: not on the number of workers, nor on how often it was interrupted.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from par_jax.data import episodes as disk
+from par_jax.errors import UserError
+from par_jax.sim import vulkan
+from par_jax.sim.simulator import CAMERA, resolve_device
+from par_jax.sim.workers import Worker
+from par_jax.tasks import check_control_mode, get_task
+
+PACKAGES = ("mani_skill", "sapien", "torch", "numpy", "array_record", "pillow")
+"""Whose versions are written down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the demonstrations depend on; see `par_jax.sim.recorder.Recorder`."""
+
+    task: str
+    control_mode: str = "pd_joint_pos"
+    picture_size: tuple[int, int] = (128, 128)
+    device: str = "cpu"
+    seed_first: int = 0
+    noise: bool = True
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The part of `dataset.json` that a restart must agree with."""
+    task = get_task(settings.task)
+    return {
+        "format": disk.FORMAT,
+        "source": "expert",
+        "task": settings.task,
+        "env_id": task.env_id,
+        "instruction": task.instruction,
+        "control_mode": settings.control_mode,
+        "camera": CAMERA,
+        "picture_size": list(settings.picture_size),
+        "device": resolve_device(settings.device),
+        "seed_first": settings.seed_first,
+        "block": disk.BLOCK,
+        "noise": settings.noise,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the data comes from."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def open_folder(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """Makes a data folder, or opens one that an earlier run of the same settings left.
+
+    Returns:
+      `dataset.json`'s contents, with `shards` telling what is on disk.
+
+    Raises:
+      UserError: the folder holds other data (the differing fields are named), or is no data folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if (folder / disk.META).exists():
+        meta = disk.read_meta(folder)
+        differing = [
+            f"{key} {meta.get(key)!r} there, {value!r} asked for"
+            for key, value in described.items()
+            if meta.get(key) != value
+        ]
+        if differing:
+            raise UserError(
+                f"{folder} holds other data ({'; '.join(differing)}): name another folder in --out, or delete it"
+            )
+    else:
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no {disk.META}: name another folder in --out")
+        meta = {**described, "versions": versions(), "episodes_wanted": 0, "complete": False}
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
+    return {**meta, "shards": {str(seed): disk.count(path) for seed, path in disk.shards(folder).items()}}
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds a folder's lock, which goes with the process.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another experiments.collect is writing to {folder}: wait for it") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, so that clean-up runs."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def collect(settings: Settings, folder: Path, episodes: int, workers: int) -> str:
+    """Records until the folder has enough successes.
+
+    Args:
+      settings: of the data.
+      folder: to write.
+      episodes: successes wanted; fewer than there are trims nothing on disk, readers stop there.
+      workers: processes.
+
+    Returns:
+      a sentence that says what is there.
+
+    Raises:
+      UserError: bad settings, another run's folder, no Vulkan, no GPU, a full disk, a dead worker. Finished shards
+        stay.
+      KeyboardInterrupt: on Ctrl-C or SIGTERM, after cleaning up.
+    """
+    check_control_mode(settings.control_mode)
+    described = describe(settings)
+    vulkan.check()
+    began = time.monotonic()
+    with only_one(folder), terminate_as_interrupt():
+        meta = open_folder(folder, described)
+        meta["episodes_wanted"] = episodes
+        meta["complete"] = sum(meta["shards"].values()) >= episodes
+        disk.write_meta(folder, meta)
+        if not meta["complete"]:
+            _fill(settings, folder, meta, workers)
+            meta["complete"] = True
+            disk.write_meta(folder, meta)
+    there = sum(meta["shards"].values())
+    seeds = disk.BLOCK * len(meta["shards"])
+    return (
+        f"{folder}: {episodes} demonstrations of {settings.task} "
+        f"({there} successes in {seeds} seeds, {time.monotonic() - began:.0f} s)"
+    )
+
+
+def _fill(settings: Settings, folder: Path, meta: dict[str, Any], workers: int) -> None:
+    """Hands blocks to workers in order, each only when it is certain to be needed."""
+    wanted = meta["episodes_wanted"]
+    arguments = dataclasses.asdict(settings)
+    first = arguments.pop("seed_first")
+    blocks = (seed for seed in range(first, 10**8, disk.BLOCK) if str(seed) not in meta["shards"])
+    running: dict[Worker, list[int]] = {}
+    idle = [Worker("par_jax.sim.recorder:Recorder", **arguments) for _ in range(workers)]
+    bar = tqdm(total=wanted, initial=sum(meta["shards"].values()), unit="episode", desc=settings.task, smoothing=0.05)
+    try:
+        while True:
+            while idle and sum(meta["shards"].values()) + disk.BLOCK * len(running) < wanted:
+                worker, seed = idle.pop(), next(blocks)
+                worker.submit("block", str(folder), seed, disk.BLOCK)
+                running[worker] = [seed, 0]
+            if not running:
+                return
+            by_connection = {worker.connection: worker for worker in running}
+            for connection in wait(list(by_connection)):
+                worker = by_connection[connection]
+                message = worker.receive()
+                if message.kind == "item":
+                    bar.update(message.value - running[worker][1])
+                    running[worker][1] = message.value
+                    continue
+                seed, number = running.pop(worker)
+                idle.append(worker)
+                meta["shards"] = dict(sorted({**meta["shards"], str(seed): number}.items(), key=lambda x: int(x[0])))
+                disk.write_meta(folder, meta)
+    finally:
+        bar.close()
+        for worker in [*idle, *running]:
+            worker.stop()
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
