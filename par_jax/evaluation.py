@@ -137,8 +137,8 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The statistics of finished rollouts.
 
     Args:
-      rows: one mapping a rollout with `seed`, `policy_seed`, `success`, `steps`, `return` and
-        `latencies_ms` (milliseconds of every call of the policy).
+      rows: one mapping a rollout with `seed`, `policy_seed`, `success`, `steps`, `return`, `latencies_ms`
+        (milliseconds of every call of the policy) and `filmed` (whether those calls also predicted frames).
 
     Returns:
       JSON-able: `success_rate`, `wilson_95`, `episodes`, `successes`, `states`, `seeds`, `policy_seeds`,
@@ -150,7 +150,9 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not rows:
         raise ValueError("no rollouts to summarize")
     wins = [row for row in rows if row["success"]]
-    latencies = np.concatenate([np.asarray(row["latencies_ms"], np.float64) for row in rows])
+    # Acting needs no predicted frame: calls that made one count only where there are no others.
+    timed = [row for row in rows if not row["filmed"]] or rows
+    latencies = np.concatenate([np.asarray(row["latencies_ms"], np.float64) for row in timed])
     seeds = sorted({row["seed"] for row in rows})
     return {
         "success_rate": len(wins) / len(rows),
@@ -167,6 +169,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "median": float(np.median(latencies)),
             "p99": float(np.percentile(latencies, 99)),
             "calls": len(latencies),
+            "with_predicted_frames": bool(timed[0]["filmed"]),
         },
     }
 

@@ -16,6 +16,7 @@ def _row(seed: int, success: bool, policy_seed: int = 0, latencies: tuple[float,
         "steps": 10 if success else 400,
         "return": 1.0,
         "latencies_ms": list(latencies),
+        "filmed": False,
     }
 
 
@@ -105,6 +106,13 @@ def test_the_summary_counts_and_pools_latencies():
     assert summary["latency_ms"]["median"] == 2.0
     assert 90 < summary["latency_ms"]["p99"] <= 100
     assert evaluation.sentence(summary).startswith("success 2 of 3: 66.7% (95% interval 20.8 to 93.9%)")
+
+
+def test_latencies_with_predicted_frames_count_only_where_there_are_no_others():
+    filmed = _row(1, True, latencies=(900.0,)) | {"filmed": True}
+    assert evaluation.summarize([filmed, _row(2, True)])["latency_ms"]["p99"] == 1.0
+    alone = evaluation.summarize([filmed])["latency_ms"]
+    assert (alone["median"], alone["with_predicted_frames"]) == (900.0, True)
 
 
 def test_the_summary_without_a_success_has_no_steps_to_success():
