@@ -108,6 +108,7 @@ class TrainConfig:
       packages: packages of a training sequence (policy only).
       history_dropout: share of sequences whose packages see nothing of the past.
       frame_share: share of a batch's frames on which the frame loss is estimated.
+      start_share: share of sequences that begin at their episode's first frame, as rollouts do (policy only).
       dtype: of the computation; parameters stay float32.
     """
 
@@ -121,6 +122,7 @@ class TrainConfig:
     packages: int = 5
     history_dropout: float = 0.3
     frame_share: float = 0.25
+    start_share: float = 0.25
     dtype: str = "float32"
 
 

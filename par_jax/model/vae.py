@@ -1,7 +1,7 @@
 """The frame VAE: NOVA's `AutoencoderKLOpenSora` and `AutoencoderKL`, after their public PyTorch source.
 
-One class holds both: a block is 2D or 3D as `VAEConfig.down_block_types` and `up_block_types` say. Modules and
-parameters carry the names of the published checkpoints (kernel for weight, scale for a norm's weight).
+One class holds both: a block is 2D or 3D as `VAEConfig.down_block_types` and `up_block_types` say. Modules
+and parameters carry the names of the published checkpoints (kernel for weight, scale for a norm's weight).
 
 Axes: N pictures, B clips, T frames, T' latent frames, H x W pixels, h x w latents (h = H / config.stride), C
 latent channels.
@@ -14,7 +14,7 @@ from flax import nnx
 from par_jax.config import VAEConfig
 from par_jax.nn.conv import Conv, GroupNorm, upsample_linear, upsample_nearest
 
-# Long clips pass in pieces that share one frame (one latent) with the piece before, as NOVA's weights saw them.
+# Long clips pass in pieces that share one frame (one latent) with the piece before.
 FRAMES_A_PIECE = 17
 LATENTS_A_PIECE = 5
 
@@ -28,6 +28,7 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out]."""
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
@@ -40,6 +41,7 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([Dense(features, features, rngs=rngs)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Keeps the shape [..., h, w, C]."""
         y = self.group_norm(x)
         y = y.reshape(-1, x.shape[-3] * x.shape[-2], x.shape[-1])
         scores = jnp.einsum("nqc,nkc->nqk", self.to_q(y), self.to_k(y)).astype(jnp.float32)
@@ -63,6 +65,7 @@ class ResBlock(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., H, W, in] -> [..., H, W, out]."""
         y = self.conv1(jax.nn.silu(self.norm1(x)))
         y = self.conv2(jax.nn.silu(self.norm2(y)))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -75,6 +78,7 @@ class Downsample(nnx.Module):
         self.conv = Conv(features, features, stride=2, padding=(0, 1), volumetric=volumetric, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., H, W, C] -> [..., H / 2, W / 2, C]; zeros are padded below and at the right only."""
         return self.conv(x)
 
 
@@ -90,6 +94,7 @@ class Upsample(nnx.Module):
         self.conv = Conv(features, features, size, volumetric=volumetric, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., H, W, C] -> [..., 2H, 2W, C]."""
         return self.conv(upsample_linear(x) if self.temporal else upsample_nearest(x))
 
 
@@ -101,6 +106,7 @@ class MidBlock(nnx.Module):
         self.attentions = nnx.List([Attention(features, groups, rngs=rngs)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Keeps the shape [..., h, w, C]."""
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
@@ -160,6 +166,7 @@ class UpBlock(nnx.Module):
         self.upsamplers = nnx.List(layers)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., H, W, in] -> [..., 2H, 2W, out], or the same H and W in the last block."""
         for resnet in self.resnets:
             x = resnet(x)
         for layer in self.upsamplers:
@@ -188,9 +195,7 @@ class Encoder(nnx.Module):
         )
         self.mid_block = MidBlock(widths[-1], groups, volumetric[-1], rngs=rngs)
         self.conv_norm_out = GroupNorm(widths[-1], groups)
-        self.conv_out = Conv(
-            widths[-1], 2 * config.latent_channels, volumetric=volumetric[-1], rngs=rngs
-        )
+        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, volumetric=volumetric[-1], rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, 3] -> [N, h, w, 2C], or [B, T, H, W, 3] -> [B, T', h, w, 2C].
@@ -222,7 +227,7 @@ class Decoder(nnx.Module):
                 config.layers_per_block + 1,
                 groups,
                 volumetric[i],
-                # The last resize keeps the number of frames: time has one doubling less than height and width.
+                # The last resize keeps the frames: time is doubled once less than height and width.
                 None if i == last else volumetric[i] and i < last - 1,
                 rngs=rngs,
             )
@@ -251,13 +256,13 @@ class VAE(nnx.Module):
         """Draws the parameters, all float32.
 
         Raises:
-          ValueError: block types and widths differ in number, or a width does not divide into the norm's groups.
+          ValueError: block types and widths differ in number, or a width is no multiple of the groups.
         """
         blocks = len(config.block_out_channels)
         if {len(config.down_block_types), len(config.up_block_types)} != {blocks}:
             raise ValueError(
-                f"the VAE has {blocks} block_out_channels, {len(config.down_block_types)} down_block_types and "
-                f"{len(config.up_block_types)} up_block_types: give as many of each"
+                f"the VAE has {blocks} block_out_channels, {len(config.down_block_types)} down_block_types "
+                f"and {len(config.up_block_types)} up_block_types: give as many of each"
             )
         if any(width % config.norm_num_groups for width in config.block_out_channels):
             raise ValueError(

@@ -1,7 +1,7 @@
 """Convolution, group norm and resizing for pictures [N, H, W, C] and for clips [B, T, H, W, C].
 
-The number of axes tells the two apart. A picture [H, W, C] is a clip of one frame, so a causal kernel meets the
-same picture at every tap of its time axis: summed over time it is an ordinary 2D kernel, and that is how it is
+The number of axes tells the two apart. A picture is a clip of one frame, so a causal kernel meets the same
+picture at every tap of its time axis: summed over time it is an ordinary 2D kernel, and that is how it is
 applied to four axes, at a third of the cost.
 """
 
@@ -15,8 +15,8 @@ from flax import nnx
 class Conv(nnx.Module):
     """A convolution over height and width, or causal over time as well.
 
-    `kernel` is [kh, kw, in, out], or [kt, kh, kw, in, out] where `volumetric`. A causal kernel sees kt - 1 copies
-    of the first frame before it. A kernel without a time axis treats the frames of a clip as pictures.
+    `kernel` is [kh, kw, in, out], or [kt, kh, kw, in, out] where `volumetric`. A causal kernel sees kt - 1
+    copies of the first frame before it. A kernel without a time axis treats a clip's frames as pictures.
     """
 
     def __init__(
@@ -33,7 +33,8 @@ class Conv(nnx.Module):
         """Draws the kernel.
 
         Args:
-          features_in, features_out: channels.
+          features_in: channels of the input.
+          features_out: channels of the output.
           size: taps along every axis, or (time, height, width).
           stride: along every axis that the kernel has.
           padding: zeros before and after, in height and in width alike; default keeps the size at stride 1.
@@ -75,7 +76,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises groups of channels by their mean and variance over every axis but the first (time included)."""
+    """Normalises groups of channels by mean and variance over every axis but the first (time included)."""
 
     def __init__(self, features: int, groups: int, *, epsilon: float = 1e-6):
         self.groups, self.epsilon = groups, epsilon
@@ -83,35 +84,53 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, ..., C] to the same shape and type; the statistics are float32."""
-        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        y = y - y.mean((1, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.epsilon)
-        return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        """Maps [N, ..., C] to the same shape and type; the statistics are float32.
+
+        Sums run over whole channels first: XLA's CPU code is ten times slower on a reduction that is split
+        within a channel axis. Variances add up from within and between the channels of a group.
+        """
+        y = x.astype(jnp.float32)
+        inner = tuple(range(1, x.ndim - 1))
+        grouped = (x.shape[0], self.groups, -1)
+        mean_c = y.mean(inner)
+        within_c = jnp.square(y - mean_c.reshape(x.shape[0], *(1 for _ in inner), -1)).mean(inner)
+        mean_c, within_c = mean_c.reshape(grouped), within_c.reshape(grouped)
+        mean = mean_c.mean(-1, keepdims=True)
+        variance = (within_c + jnp.square(mean_c - mean)).mean(-1, keepdims=True)
+        gain = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...].reshape(self.groups, -1)
+        shift = self.bias[...].reshape(self.groups, -1) - mean * gain
+        gain, shift = (part.reshape(x.shape[0], *(1 for _ in inner), -1) for part in (gain, shift))
+        return (y * gain + shift).astype(x.dtype)
+
+
+def _pairs(first: jax.Array, second: jax.Array, axis: int) -> jax.Array:
+    """Interleaves two arrays along `axis`."""
+    shape = first.shape
+    return jnp.stack((first, second), axis + 1).reshape(*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
 
 
 def double(x: jax.Array, axis: int) -> jax.Array:
     """Twice the samples along `axis`, linear between centres, the border samples held (float, any shape)."""
-    edge = [(0, 0)] * x.ndim
-    edge[axis] = (1, 1)
-    padded = jnp.pad(x, edge, mode="edge")
     size = x.shape[axis]
-    before = jax.lax.slice_in_dim(padded, 0, size, axis=axis)
-    after = jax.lax.slice_in_dim(padded, 2, size + 2, axis=axis)
-    pairs = jnp.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), axis + 1)
-    return pairs.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+    first, head = (jax.lax.slice_in_dim(x, 0, stop, axis=axis) for stop in (1, size - 1))
+    tail, last = (jax.lax.slice_in_dim(x, start, size, axis=axis) for start in (1, size - 1))
+    before = jnp.concatenate((first, head), axis)
+    after = jnp.concatenate((tail, last), axis)
+    return _pairs(0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after, axis)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
     """[..., H, W, C] -> [..., 2H, 2W, C] by repeating pixels."""
-    return x.repeat(2, -3).repeat(2, -2)
+    for axis in (x.ndim - 3, x.ndim - 2):
+        x = _pairs(x, x, axis)
+    return x
 
 
 def upsample_linear(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, 2H, 2W, C], and [B, T, H, W, C] -> [B, 2T - 1, 2H, 2W, C].
 
     Linear along every axis. The first frame of a clip stays one frame; those after it are doubled among
-    themselves, so that no frame looks past its own pair.
+    themselves, so that the first never sees them.
     """
     x = double(double(x, x.ndim - 3), x.ndim - 2)
     if x.ndim == 5 and x.shape[1] > 1:
