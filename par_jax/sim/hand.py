@@ -18,33 +18,31 @@ class JointHand:
         """Args: simulator: one environment on the CPU, control mode `pd_joint_pos`."""
         from mani_skill.agents.controllers.utils.kinematics import Kinematics
 
+        self.simulator = simulator
         agent = simulator.env.agent
-        self.agent = agent
-        arm = agent.controller.controllers["arm"]
-        gripper = agent.controller.controllers["gripper"].config
-        self.closed, self.open = float(gripper.lower), float(gripper.upper)
-        self.arm_joints = arm.active_joint_indices
-        self.kinematics = Kinematics(agent.urdf_path, agent.ee_link_name, agent.robot, self.arm_joints)
+        self.arm_joints = agent.controller.controllers["arm"].active_joint_indices
+        self.solver = Kinematics(agent.urdf_path, agent.ee_link_name, agent.robot, self.arm_joints)
 
     def __call__(self, move: Move) -> np.ndarray:
         """Joint targets of the arm (radians) and the gripper's number in -1..1: f32 [1, 8]."""
         from mani_skill.utils.geometry.rotation_conversions import quaternion_multiply
         from mani_skill.utils.structs import Pose
 
-        qpos = self.agent.robot.get_qpos()
-        pose = self.agent.robot.pose.inv() * self.agent.tcp.pose
+        # A reset builds the scene anew: nothing of the robot may be kept from one episode to the next.
+        agent = self.simulator.env.agent
+        qpos = agent.robot.get_qpos()
+        pose = agent.robot.pose.inv() * agent.tcp.pose
         half = move.yaw / 2
         turn = torch.tensor([[np.cos(half), 0.0, 0.0, np.sin(half)]], dtype=torch.float32)
         delta = torch.as_tensor(move.delta, dtype=torch.float32)[None]
         target = Pose.create_from_pq(pose.p + delta, quaternion_multiply(turn, pose.q))
-        solver = self.kinematics
         # At the edge of the reach the solver stops short of its tolerance; its best answer still goes the right way,
         # where ManiSkill's own controller would stand still.
-        joints, _, _ = solver.pmodel.compute_inverse_kinematics(
-            solver.end_link_idx,
+        joints, _, _ = self.solver.pmodel.compute_inverse_kinematics(
+            self.solver.end_link_idx,
             target.sp,
             initial_qpos=qpos[0].numpy(),
-            active_qmask=solver.qmask,
+            active_qmask=self.solver.qmask,
             max_iterations=100,
         )
         return np.concatenate([joints[self.arm_joints], [move.gripper]]).astype(np.float32)[None]
