@@ -122,7 +122,7 @@ def roll_out(
     wins = sum(row["success"] for row in results.of([trial for trial in trials if trial not in missing]))
     with tqdm(total=len(trials), initial=done, unit="rollout", dynamic_ncols=True, disable=None) as bar:
         for row in runner.run(robots, missing, make):
-            results.append(row)
+            results.append({"task": task, **row})
             done, wins = done + 1, wins + row["success"]
             how = "success" if row["success"] else "no success"
             bar.set_postfix(success=f"{100 * wins / done:.0f}%", refresh=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Python's version and those of `packages`, `not installed` where one is missing; imports none of them."""
+    """Python's version and those of `packages`, `not installed` where one is missing. Imports nothing."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
