@@ -1,8 +1,8 @@
 """A run's folder: `config.json` and whole checkpoints. Knows paths and arrays, never model classes.
 
-A checkpoint is one folder `checkpoints/<step>/` that orbax writes under another name and renames when it is whole, so
-a kill at any moment leaves either the checkpoint or nothing. Beside the arrays stand their checksums: a folder that
-was damaged afterwards is recognised and the one before it is used.
+A checkpoint is one folder `checkpoints/<step>/` that orbax writes under another name and renames when it is
+whole, so a kill at any moment leaves either the checkpoint or nothing. Beside the arrays stand their
+checksums: a folder that was damaged afterwards is recognised and the one before it is used.
 """
 
 import errno
@@ -24,7 +24,8 @@ from par_jax.errors import UserError
 Tree = Any
 
 
-# ------------------------------------------------------------------------------------------------ trees and names
+# ------------------------------------------------------------------------------------------------ trees and
+# names
 def flatten(tree: Tree) -> dict[str, Any]:
     """A pytree's leaves by name: dataclass fields, keys and indices joined with `/`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -44,7 +45,7 @@ def nest(flat: Mapping[str, Any]) -> dict:
 
 
 def checksum(array: np.ndarray) -> int:
-    """Sum of an array's bytes as 32-bit words, modulo 2**64: catches any single damaged word, at memory speed."""
+    """Sum of an array's bytes as 32-bit words, modulo 2**64: catches any damaged word, at memory speed."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     words = data[: len(data) // 4 * 4].view(np.uint32)
     tail = int(data[len(words) * 4 :].sum(dtype=np.uint64))
@@ -68,9 +69,10 @@ def _unflatten(template: Tree, arrays: Mapping[str, np.ndarray], folder: Path) -
     return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
 
 
-# ------------------------------------------------------------------------------------------------------ full disks
+# ------------------------------------------------------------------------------------------------------ full
+# disks
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an exception, or one that caused it, says that the disk is full (orbax passes it on as text)."""
+    """Whether an exception, or one that caused it, says that the disk is full; orbax says so in words."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -80,7 +82,8 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-# ----------------------------------------------------------------------------------------------------- config.json
+# -----------------------------------------------------------------------------------------------------
+# config.json
 def write_json(path: Path, value: dict) -> None:
     """Writes a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,9 @@ def read_meta(workdir: Path | str) -> dict:
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
-        raise UserError(f"{workdir} holds no checkpoint: {path} is missing; give the --workdir of a trained run")
+        raise UserError(
+            f"{workdir} holds no checkpoint: {path} is missing; give the --workdir of a trained run"
+        )
     try:
         meta = json.loads(path.read_text())
         meta["config"]["name"]
@@ -144,7 +149,8 @@ def claim(workdir: Path | str, meta: dict, ignore: tuple[str, ...] = ()) -> dict
     return found
 
 
-# ----------------------------------------------------------------------------------------------------- checkpoints
+# -----------------------------------------------------------------------------------------------------
+# checkpoints
 class Checkpoints:
     """The checkpoints of one run: saved asynchronously, restored whole.
 
@@ -156,7 +162,6 @@ class Checkpoints:
     def __init__(self, workdir: Path | str, keep: int = 3):
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
         self.workdir = Path(workdir)
         self.folder = self.workdir.absolute() / "checkpoints"
         self.saved: int | None = None
@@ -168,10 +173,10 @@ class Checkpoints:
                 item_names=("state", "meta"),
             )
         except OSError as error:
-            raise self._explained(error) from error
+            raise self.explained(error) from error
 
     def save(self, step: int, state: Tree, progress: dict) -> None:
-        """Starts writing a checkpoint and returns; the arrays are copied first, so they may be donated at once.
+        """Starts writing a checkpoint and returns; the arrays are copied first, so they may be donated.
 
         Args:
           step: of the state.
@@ -185,18 +190,17 @@ class Checkpoints:
 
         arrays = {name: np.array(leaf) for name, leaf in flatten(state).items()}
         sums = {name: checksum(array) for name, array in arrays.items()}
-        tree = {"/".join(["state", name]): array for name, array in arrays.items()}
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_string_keys(nest(tree))["state"]),
+                    state=ocp.args.StandardSave(_string_keys(nest(arrays))),
                     meta=ocp.args.JsonSave({"progress": progress, "checksums": sums}),
                 ),
                 force=True,
             )
         except Exception as error:
-            raise self._explained(error) from error
+            raise self.explained(error) from error
         self.saved = step
 
     def wait(self) -> None:
@@ -208,10 +212,10 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._explained(error) from error
+            raise self.explained(error) from error
 
     def restore(self, template: Tree) -> tuple[int, Tree, dict] | None:
-        """The latest whole checkpoint: (step, numpy pytree like `template`, progress); None when there is none.
+        """The latest whole checkpoint, or None: (step, numpy pytree like `template`, progress).
 
         A damaged one is moved aside, with a warning, and the one before it is taken.
 
@@ -233,18 +237,27 @@ class Checkpoints:
         """Waits for what is being written and ends the writing threads."""
         self._manager.close()
 
-    def _explained(self, error: BaseException) -> BaseException:
+    def explained(self, error: BaseException) -> BaseException:
+        """A full disk as a sentence; any other error as it is."""
         if not is_full_disk(error):
             return error
         whole = _steps(self.folder)
-        stands = f"the last good checkpoint, of step {whole[-1]}, stands" if whole else "no checkpoint was written yet"
+        stands = (
+            f"the last good checkpoint, of step {whole[-1]}, stands"
+            if whole
+            else "no checkpoint was written yet"
+        )
         return UserError(
             f"the disk of {self.workdir} is full: {stands}; free some space and type the same command again"
         )
 
 
 def _steps(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal()) if folder.exists() else []
+    return (
+        sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+        if folder.exists()
+        else []
+    )
 
 
 def _string_keys(tree: Any) -> Any:
@@ -257,15 +270,16 @@ def _read(folder: Path, prefix: str = "") -> tuple[dict[str, np.ndarray], dict]:
     """One checkpoint's arrays by name, those below `prefix` only, and its progress. Raises on any damage."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns where the items are read one by one
     meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
     sums = {name: value for name, value in meta["checksums"].items() if name.startswith(prefix)}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         stored = flatten(reader.metadata(folder / "state").item_metadata.tree)
-        wanted = _string_keys(nest({f"_/{name}": 0 for name in stored if name.startswith(prefix)}))["_"]
+        wanted = _string_keys(nest({name: 0 for name in stored if name.startswith(prefix)}))
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         tree = reader.restore(
-            folder / "state", args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True)
+            folder / "state",
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
         )
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
     if set(arrays) != set(sums):
@@ -322,7 +336,9 @@ def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = Non
     except TypeError as error:
         raise UserError(f"{workdir}/config.json does not fit this version of par_jax: {error}") from error
     if preset is not None and config.name != preset:
-        raise UserError(f"{workdir} was trained with preset {config.name!r}, not {preset!r}: give --preset={config.name}")
+        raise UserError(
+            f"{workdir} was trained with preset {config.name!r}, not {preset!r}: give --preset={config.name}"
+        )
     found = _latest(workdir.absolute() / "checkpoints", f"{kind}/")
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: let its training run reach its first one")

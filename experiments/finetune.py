@@ -1,0 +1,170 @@
+"""Trains a policy on demonstrations; goes on where the same command was stopped.
+
+python -m experiments.finetune --task=pushcube --preset=tiny --data=data/pushcube --workdir=runs/pushcube
+
+Without a trained frame VAE (--vae, or workdir/vae) it trains that first.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags, logging
+
+from experiments.app import run
+from par_jax.config import PRESETS, Config, TrainConfig
+from par_jax.errors import UserError
+from par_jax.tasks import get_task
+
+if TYPE_CHECKING:
+    from par_jax.train import Result
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("task", None, "pushcube, pickcube or stackcube.")
+    flags.DEFINE_string("preset", "tiny", f"One of {', '.join(PRESETS)}.")
+    flags.DEFINE_string(
+        "data", None, "Demonstrations, as experiments.collect writes them; data/<task> by default."
+    )
+    flags.DEFINE_string("workdir", None, "The run's folder; runs/<task> by default.")
+    flags.DEFINE_string("stage", "policy", "policy, or vae: the frame VAE alone, into workdir/vae.")
+    flags.DEFINE_string("vae", None, "Folder of a trained VAE to use; workdir/vae by default.")
+    flags.DEFINE_integer("steps", None, "Steps of the stage; the preset's by default.", lower_bound=1)
+    flags.DEFINE_integer("vae_steps", None, "Steps of a VAE trained on the way to a policy.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch", None, "Sequences or pictures a step; the preset's by default.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "learning_rate", None, "Peak of the schedule; the preset's by default.", lower_bound=0.0
+    )
+    flags.DEFINE_string("dtype", None, "float32 or bfloat16: of the computation; the preset's by default.")
+    flags.DEFINE_integer("seed", 0, "Of parameters, data order and noise.", lower_bound=0)
+    flags.DEFINE_integer("log_every", 20, "Steps a line of metrics.", lower_bound=1)
+    flags.DEFINE_integer("checkpoint_every", 250, "Steps a checkpoint.", lower_bound=1)
+    flags.DEFINE_integer("eval_every", 500, "Steps between looks at held-out episodes.", lower_bound=1)
+    flags.DEFINE_string("device", "auto", "auto, cpu or gpu.")
+
+
+def choose_device(device: str) -> None:
+    """Makes JAX compute on `device`.
+
+    Raises:
+      UserError: it is not one of auto, cpu and gpu, or this machine or JAX has no GPU.
+    """
+    import jax
+
+    if device not in ("auto", "cpu", "gpu"):
+        raise UserError(f"unknown device {device!r}: choose one of auto, cpu, gpu")
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if device == "gpu":
+        try:
+            jax.config.update("jax_default_device", jax.devices("gpu")[0])
+        except RuntimeError as error:
+            raise UserError(
+                "JAX finds no GPU on this machine: use --device=cpu, or install an NVIDIA driver and "
+                "`pip install 'jax[cuda12]'`"
+            ) from error
+
+
+def keep_compiled(workdir: Path) -> None:
+    """Keeps compiled programs in the run's folder, so that a resumed run starts in seconds."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def changed(train: TrainConfig, **values: object) -> TrainConfig:
+    """`train` with the values that are not None."""
+    return dataclasses.replace(train, **{name: value for name, value in values.items() if value is not None})
+
+
+def configuration() -> Config:
+    """The preset with the flags' changes to the stage that is asked for.
+
+    Raises:
+      UserError: an unknown preset, stage or dtype.
+    """
+    if FLAGS.preset not in PRESETS:
+        raise UserError(f"unknown preset {FLAGS.preset!r}: choose one of {', '.join(PRESETS)}")
+    if FLAGS.stage not in ("policy", "vae"):
+        raise UserError(f"unknown stage {FLAGS.stage!r}: choose policy or vae")
+    if FLAGS.dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"unknown dtype {FLAGS.dtype!r}: choose float32 or bfloat16")
+    config = PRESETS[FLAGS.preset]
+    asked = {
+        "steps": FLAGS.steps,
+        "batch": FLAGS.batch,
+        "learning_rate": FLAGS.learning_rate,
+        "dtype": FLAGS.dtype,
+    }
+    if FLAGS.stage == "vae":
+        return dataclasses.replace(config, vae_train=changed(config.vae_train, **asked))
+    return dataclasses.replace(
+        config,
+        train=changed(config.train, **asked),
+        vae_train=changed(config.vae_train, steps=FLAGS.vae_steps),
+    )
+
+
+def end(result: "Result", workdir: Path) -> None:
+    """Says how training ended; exits with 128 + the signal's number if one stopped it."""
+    if result.signal is not None:
+        print(f"stopped at step {result.step}; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + result.signal)
+    print(f"finished: {result.step} steps; the checkpoint is in {workdir}", flush=True)
+
+
+def main() -> None:
+    """Trains what the flags ask for."""
+    logging.set_verbosity(logging.WARNING)  # JAX and orbax narrate
+    if FLAGS.task is None:
+        raise UserError("say which task to learn: --task=pushcube, pickcube or stackcube")
+    get_task(FLAGS.task)
+    config = configuration()
+    signal.signal(signal.SIGTERM, _terminated)
+    choose_device(FLAGS.device)
+
+    from par_jax import stages
+
+    workdir = Path(FLAGS.workdir or f"runs/{FLAGS.task}")
+    wanted = stages.Run(
+        task=FLAGS.task,
+        config=config,
+        data=Path(FLAGS.data or f"data/{FLAGS.task}"),
+        workdir=workdir,
+        seed=FLAGS.seed,
+        log_every=FLAGS.log_every,
+        checkpoint_every=FLAGS.checkpoint_every,
+        eval_every=FLAGS.eval_every,
+    )
+    wanted.episodes()
+    keep_compiled(workdir)
+    vae = dataclasses.replace(wanted, workdir=workdir / "vae")
+    if FLAGS.stage == "vae":
+        end(stages.train_vae(vae), vae.workdir)
+        return
+    if FLAGS.vae is not None and Path(FLAGS.vae).resolve() != vae.workdir.resolve():
+        stages.adopt_vae(Path(FLAGS.vae), vae.workdir)
+    if not stages.is_trained(vae.workdir):
+        print(f"{vae.workdir} holds no trained frame VAE: training one first", flush=True)
+        end(stages.train_vae(vae), vae.workdir)
+    end(stages.train_policy(wanted), workdir)
+
+
+def _terminated(*_: object) -> None:
+    sys.stderr.write("stopped; the same command goes on from here\n")
+    os._exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)

@@ -1,0 +1,133 @@
+"""All pictures of a data folder as latents of the frame VAE, made once and kept in one memory-mapped file."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import grain
+import numpy as np
+from tqdm import tqdm
+
+from par_jax.checkpoint import flatten, is_full_disk
+from par_jax.config import PictureConfig
+from par_jax.data.pictures import Demonstrations, crop
+from par_jax.errors import UserError
+
+ROWS = 16  # pictures a call of the encoder; an episode's last call is padded
+
+
+def digest(tree: object) -> str:
+    """Hash of a pytree of arrays: names, shapes and bytes, 16 hex digits."""
+    made = hashlib.sha256()
+    for name, leaf in sorted(flatten(tree).items()):
+        leaf = np.ascontiguousarray(leaf)
+        made.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+        made.update(leaf.tobytes())
+    return made.hexdigest()[:16]
+
+
+def shifts(episodes: Demonstrations, training: np.ndarray, config: PictureConfig, seed: int) -> np.ndarray:
+    """Where each episode's crop lies: int64 [E, 2] pixels, drawn for training episodes, 0 for the others."""
+    drawn = np.random.default_rng([seed, 0x5417]).integers(
+        -config.shift, config.shift + 1, (len(episodes), 2)
+    )
+    moved = np.zeros_like(drawn)
+    moved[training] = drawn[training]
+    return moved
+
+
+def encode_all(
+    folder: Path,
+    episodes: Demonstrations,
+    encode: Callable[[np.ndarray], np.ndarray],
+    vae: str,
+    config: PictureConfig,
+    shift: np.ndarray,
+    latent_shape: tuple[int, int, int],
+) -> np.ndarray:
+    """The latents of every picture of every episode, from `folder` where they are kept.
+
+    The file's name is a hash of all that they depend on. It grows episode by episode, and goes on where a
+    kill has left it.
+
+    Args:
+      folder: of the file, made if needed.
+      episodes: E episodes of T actions, so T+1 pictures, each.
+      encode: uint8 [ROWS, h, w, 3] -> latents [ROWS, *latent_shape].
+      vae: digest of the VAE.
+      config: the crop.
+      shift: [E, 2] pixels, of each episode's crop.
+      latent_shape: (h, w, C).
+
+    Returns:
+      float16 [sum(T+1), h, w, C], memory-mapped, episode after episode.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    lengths = episodes.lengths() + 1
+    seeds = [int(np.ravel(episodes.numbers(i)["seed"])[0]) for i in range(len(episodes))]
+    parts = [vae, episodes.meta, seeds, lengths.tolist(), config.crop, shift.tolist(), latent_shape]
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"latents-{name}.npy"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            _append(part, episodes, encode, config, shift, (int(lengths.sum()), *latent_shape), lengths)
+            part.replace(path)
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            raise UserError(
+                f"the disk of {folder} is full: free some space and type the same command again, "
+                "it goes on where it stopped"
+            ) from error
+    return np.load(path, mmap_mode="r")
+
+
+def _append(
+    path: Path,
+    episodes: Demonstrations,
+    encode: Callable[[np.ndarray], np.ndarray],
+    config: PictureConfig,
+    shift: np.ndarray,
+    shape: tuple[int, ...],
+    lengths: np.ndarray,
+) -> None:
+    with path.open("ab") as file:
+        if file.tell() == 0:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+            file.flush()
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        ends = file.tell() + np.cumsum(lengths) * int(np.prod(shape[1:])) * 2
+    size = path.stat().st_size
+    done = int(np.searchsorted(ends, size, side="right"))
+
+    def load(i: int) -> np.ndarray:
+        return crop(episodes.pictures(i), config, tuple(shift[i]))
+
+    rest = grain.MapDataset.range(done, len(episodes)).map(load)
+    rest = rest.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    with path.open("r+b") as file:
+        file.truncate(ends[done - 1] if done else ends[0] - lengths[0] * int(np.prod(shape[1:])) * 2)
+        file.seek(0, 2)
+        for pictures in tqdm(
+            rest, total=len(episodes), initial=done, desc="encoding pictures", unit="episode", disable=None
+        ):
+            file.write(_encode(pictures, encode).astype(np.float16).tobytes())
+            file.flush()
+
+
+def _encode(pictures: np.ndarray, encode: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """[n, h, w, 3] -> [n, ...], in calls of one size."""
+    pieces = []
+    for first in range(0, len(pictures), ROWS):
+        piece = pictures[first : first + ROWS]
+        missing = ROWS - len(piece)
+        pieces.append(encode(np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)])))
+    return np.concatenate([np.asarray(piece) for piece in pieces])[: len(pictures)]

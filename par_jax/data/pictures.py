@@ -1,0 +1,96 @@
+"""Pictures as the models see them: a centre crop, moved by a few pixels in training."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from par_jax.config import PictureConfig
+
+
+class Demonstrations(Protocol):
+    """What this package asks of `par_jax.data.episodes.Episodes`."""
+
+    meta: dict
+
+    def __len__(self) -> int: ...
+
+    def numbers(self, i: int) -> dict:
+        """Arrays of episode i other than its pictures: `action` float32 [T, A], `seed` [1], ..."""
+
+    def lengths(self) -> np.ndarray:
+        """Actions of each episode, [E]."""
+
+    def pictures(self, i: int, steps: Sequence[int] | None = None) -> np.ndarray:
+        """Pictures of episode i before each control step and after the last: uint8 [T+1, H, W, 3]."""
+
+
+def crop(pictures: np.ndarray, config: PictureConfig, shift: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """The centre crop, `shift` pixels further down and right.
+
+    Args:
+      pictures: [..., H, W, 3].
+      config: gives the crop's height and width.
+      shift: whole pixels; what would leave the picture stays at its edge.
+
+    Returns:
+      A view [..., crop height, crop width, 3].
+    """
+    places = []
+    for size, wanted, moved in zip(pictures.shape[-3:-1], config.crop, shift, strict=True):
+        first = min(max((size - wanted) // 2 + int(moved), 0), size - wanted)
+        places.append(slice(first, first + wanted))
+    return pictures[..., *places, :]
+
+
+def to_unit(pictures: np.ndarray) -> np.ndarray:
+    """uint8 0..255 -> float32 -1..1; numpy or jax."""
+    return pictures.astype("float32") / 127.5 - 1.0
+
+
+def split_episodes(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation episodes: the last 5% are held out, at least 1, at most 50; int64 each."""
+    held_out = min(max(count // 20, 1), 50) if count > 1 else 0
+    return np.arange(count - held_out), np.arange(count - held_out, count)
+
+
+def picture_batches(
+    episodes: Demonstrations, ids: np.ndarray, config: PictureConfig, batch: int, seed: int
+) -> grain.DatasetIterator:
+    """Endless batches of random pictures of the episodes `ids`, each cropped with its own random shift.
+
+    Every picture comes once before any comes twice. Deterministic in (seed, step); the iterator's `get_state`
+    is its position.
+
+    Returns:
+      An iterator over uint8 [batch, h, w, 3].
+    """
+    lengths = episodes.lengths()[ids] + 1
+    places = np.stack([np.repeat(ids, lengths), np.concatenate([np.arange(n) for n in lengths])], axis=1)
+
+    def one(place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        shift = rng.integers(-config.shift, config.shift + 1, 2)
+        return crop(episodes.pictures(int(place[0]), [int(place[1])])[0], config, tuple(shift))
+
+    return iter(
+        grain.MapDataset.source(places)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(one)
+        .batch(batch)
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch))
+    )
+
+
+def sample_pictures(
+    episodes: Demonstrations, ids: np.ndarray, config: PictureConfig, count: int
+) -> np.ndarray:
+    """`count` unshifted crops, spread over the episodes `ids` and their steps: uint8 [count, h, w, 3]."""
+    lengths = episodes.lengths()
+    chosen = np.asarray(ids)[np.linspace(0, len(ids) - 1, count).round().astype(int)]
+    steps = [round(lengths[i] * ((k * 0.618034) % 1.0)) for k, i in enumerate(chosen)]
+    return np.stack(
+        [crop(episodes.pictures(int(i), [s])[0], config) for i, s in zip(chosen, steps, strict=True)]
+    )

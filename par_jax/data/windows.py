@@ -1,0 +1,108 @@
+"""Training sequences for the policy: windows of N packages that start at any control step of an episode.
+
+Axes as in `par_jax.types`; T actions of an episode, s the control step of a window's frame O_0.
+"""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+from par_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Cuts windows out of episodes that are held as latents and scaled actions.
+
+    Attributes:
+      latents: [sum(T+1), h, w, C], episode after episode, any float dtype, memory-mapped or not.
+      actions: one float32 [T, A] an episode, scaled.
+      text: [K] int32, token ids of the instruction.
+      packages: N.
+      chunk: L, actions a package, and control steps between frames.
+      rest: [A] or None: the action that holds the robot still after an episode's end, scaled; None where
+        repeating the last action does so (position targets).
+    """
+
+    latents: np.ndarray
+    actions: list[np.ndarray]
+    text: np.ndarray
+    packages: int
+    chunk: int
+    rest: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        ends = np.cumsum([len(action) + 1 for action in self.actions])
+        object.__setattr__(self, "_first", ends - [len(action) + 1 for action in self.actions])
+
+    def draw_start(self, episode: int, rng: np.random.Generator, start_share: float) -> int:
+        """A control step to start from: 0 with probability `start_share`, else any with a whole past chunk.
+
+        A start is never among 1 .. L-1, where the past would be cut; it leaves a whole chunk of actions where
+        the episode is long enough.
+        """
+        last = max(len(self.actions[episode]) - self.chunk, self.chunk)
+        if rng.random() < start_share or len(self.actions[episode]) <= self.chunk:
+            return 0
+        return int(rng.integers(self.chunk, last + 1))
+
+    def cut(self, episode: int, start: int) -> dict[str, np.ndarray]:
+        """The window of an episode at control step `start`: the fields of `Batch`, without the axis B.
+
+        After the episode's end the robot holds: the last frame and the last action repeat (or `rest`), and
+        are targets for one chunk's time; what follows is not.
+        """
+        actions, first = self.actions[episode], self._first[episode]
+        length, n, chunk = len(actions), self.packages, self.chunk
+        frames = np.minimum(start + chunk * np.arange(n + 1), length)
+        steps = start + chunk * (np.arange(n + 1)[:, None] - 1) + np.arange(chunk)
+        taken = actions[np.clip(steps, 0, length - 1)]
+        if self.rest is not None:
+            taken = np.where((steps >= length)[..., None], self.rest, taken)
+        valid = steps[1:] < length + chunk
+        return {
+            "latents": np.asarray(self.latents[first + frames], np.float32),
+            "actions": taken.astype(np.float32),
+            "has_past": np.asarray(start >= chunk),
+            "valid": valid,
+            "frame_valid": valid[:, 0],
+            "text": self.text,
+        }
+
+
+def window_batches(
+    windows: Windows, ids: np.ndarray, batch: int, seed: int, start_share: float
+) -> grain.DatasetIterator:
+    """Endless training batches: every episode of `ids` once before any comes twice, each time at a new start.
+
+    Deterministic in (seed, step); the iterator's `get_state` is its position.
+    """
+
+    def one(episode: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return windows.cut(int(episode), windows.draw_start(int(episode), rng, start_share))
+
+    return iter(
+        grain.MapDataset.source(np.asarray(ids))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(one)
+        .batch(batch)
+        .map(lambda fields: Batch(**fields))
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    )
+
+
+def validation_batches(windows: Windows, ids: np.ndarray, batch: int, count: int) -> list[Batch]:
+    """The same `count` batches at every call; every other window starts at its episode's first frame."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        cuts = []
+        for row in range(batch):
+            episode = int(ids[(number * batch + row) // 2 % len(ids)])
+            start = 0 if row % 2 == 0 else windows.draw_start(episode, rng, 0.0)
+            cuts.append(windows.cut(episode, start))
+        made.append(Batch(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]}))
+    return made

@@ -1,0 +1,86 @@
+"""Demonstrations made without a simulator: a bright square that the actions move over a grey floor."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from par_jax import config as config_lib
+from par_jax.config import Config
+from par_jax.data import episodes as disk
+from par_jax.tasks import get_task
+
+SIZE = (40, 40)
+
+# The tiny preset's classes at a fraction of its size: compiles in seconds, steps in milliseconds.
+SMALL: Config = dataclasses.replace(
+    config_lib.TINY,
+    name="small-test",
+    picture=config_lib.PictureConfig(size=SIZE, crop=(32, 32), shift=2),
+    vae=dataclasses.replace(
+        config_lib.TINY.vae, block_out_channels=(8, 8, 8, 8), latent_channels=4, norm_num_groups=4
+    ),
+    model=dataclasses.replace(
+        config_lib.TINY.model,
+        width=32,
+        heads=1,
+        video_depth=1,
+        frame_depth=2,
+        frame_head_width=32,
+        frame_head_depth=1,
+        action_head_width=32,
+        action_head_depth=1,
+        action_head_heads=1,
+    ),
+    diffusion=dataclasses.replace(config_lib.TINY.diffusion, draws=2, action_steps=2),
+    train=dataclasses.replace(config_lib.TINY.train, steps=12, batch=4, packages=2, warmup=2),
+    vae_train=dataclasses.replace(config_lib.TINY.vae_train, steps=4, batch=4, warmup=1),
+)
+
+
+def make_demos(
+    folder: Path, count: int = 6, task: str = "pushcube", size: tuple[int, int] = SIZE, actions: int = 8
+) -> Path:
+    """Writes a whole demonstration folder of `count` episodes of 12 to 30 actions."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    made = []
+    for seed in range(count):
+        length = int(rng.integers(12, 31))
+        action = np.cumsum(rng.normal(0, 0.1, (length, actions)), axis=0).astype(np.float32)
+        place = np.concatenate([[[0.0, 0.0]], action[:, :2]])
+        made.append(
+            {
+                "action": action,
+                "qpos": np.zeros((length + 1, 9), np.float32),
+                "seed": np.array([seed], np.int64),
+                **disk.join_pictures([_picture(y, x, size) for y, x in place]),
+            }
+        )
+    disk.write_shard(folder, 0, made)
+    disk.write_meta(
+        folder,
+        {
+            "format": disk.FORMAT,
+            "task": task,
+            "env_id": get_task(task).env_id,
+            "instruction": get_task(task).instruction,
+            "control_mode": "pd_joint_pos",
+            "picture_size": list(size),
+            "episodes_wanted": count,
+            "complete": True,
+            "shards": {"0": count},
+        },
+    )
+    return folder
+
+
+def _picture(y: float, x: float, size: tuple[int, int]) -> bytes:
+    picture = np.full((*size, 3), 90, np.uint8)
+    top, left = int(size[0] * (0.4 + 0.2 * np.tanh(y))), int(size[1] * (0.4 + 0.2 * np.tanh(x)))
+    picture[top : top + 6, left : left + 6] = (250, 40, 20)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
