@@ -29,20 +29,14 @@ def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_string("task", None, "pushcube, pickcube or stackcube.")
     flags.DEFINE_string("preset", "tiny", f"One of {', '.join(PRESETS)}.")
-    flags.DEFINE_string(
-        "data", None, "Demonstrations, as experiments.collect writes them; data/<task> by default."
-    )
+    flags.DEFINE_string("data", None, "Demonstrations, as experiments.collect writes them; data/<task> by default.")
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<task> by default.")
     flags.DEFINE_string("stage", "policy", "policy, or vae: the frame VAE alone, into workdir/vae.")
     flags.DEFINE_string("vae", None, "Folder of a trained VAE to use; workdir/vae by default.")
     flags.DEFINE_integer("steps", None, "Steps of the stage; the preset's by default.", lower_bound=1)
     flags.DEFINE_integer("vae_steps", None, "Steps of a VAE trained on the way to a policy.", lower_bound=1)
-    flags.DEFINE_integer(
-        "batch", None, "Sequences or pictures a step; the preset's by default.", lower_bound=1
-    )
-    flags.DEFINE_float(
-        "learning_rate", None, "Peak of the schedule; the preset's by default.", lower_bound=0.0
-    )
+    flags.DEFINE_integer("batch", None, "Sequences or pictures a step; the preset's by default.", lower_bound=1)
+    flags.DEFINE_float("learning_rate", None, "Peak of the schedule; the preset's by default.", lower_bound=0.0)
     flags.DEFINE_string("dtype", None, "float32 or bfloat16: of the computation; the preset's by default.")
     flags.DEFINE_integer("seed", 0, "Of parameters, data order and noise.", lower_bound=0)
     flags.DEFINE_integer("log_every", 20, "Steps a line of metrics.", lower_bound=1)

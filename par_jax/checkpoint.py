@@ -5,13 +5,15 @@ whole, so a kill at any moment leaves either the checkpoint or nothing. Beside t
 checksums: a folder that was damaged afterwards is recognised and the one before it is used.
 """
 
+import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,6 @@ from par_jax.errors import UserError
 Tree = Any
 
 
-# ------------------------------------------------------------------------------------------------ trees and
-# names
 def flatten(tree: Tree) -> dict[str, Any]:
     """A pytree's leaves by name: dataclass fields, keys and indices joined with `/`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -63,14 +63,10 @@ def _unflatten(template: Tree, arrays: Mapping[str, np.ndarray], folder: Path) -
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(
-            f"the checkpoint in {folder} is of another model or preset: {'; '.join(wrong[:5])}{more}"
-        )
+        raise UserError(f"the checkpoint in {folder} is of another model or preset: {'; '.join(wrong[:5])}{more}")
     return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
 
 
-# ------------------------------------------------------------------------------------------------------ full
-# disks
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether an exception, or one that caused it, says that the disk is full; orbax says so in words."""
     while error is not None:
@@ -82,8 +78,6 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-# -----------------------------------------------------------------------------------------------------
-# config.json
 def write_json(path: Path, value: dict) -> None:
     """Writes a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +98,7 @@ def read_meta(workdir: Path | str) -> dict:
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
-        raise UserError(
-            f"{workdir} holds no checkpoint: {path} is missing; give the --workdir of a trained run"
-        )
+        raise UserError(f"{workdir} holds no checkpoint: {path} is missing; give the --workdir of a trained run")
     try:
         meta = json.loads(path.read_text())
         meta["config"]["name"]
@@ -149,8 +141,25 @@ def claim(workdir: Path | str, meta: dict, ignore: tuple[str, ...] = ()) -> dict
     return found
 
 
-# -----------------------------------------------------------------------------------------------------
-# checkpoints
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds a run's folder for this process; the lock ends with the process, however that ends.
+
+    Raises:
+      UserError: another process trains in the folder.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    handle = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process trains in {workdir}: wait for it, or end it") from error
+        yield
+    finally:
+        os.close(handle)
+
+
 class Checkpoints:
     """The checkpoints of one run: saved asynchronously, restored whole.
 
@@ -242,22 +251,14 @@ class Checkpoints:
         if not is_full_disk(error):
             return error
         whole = _steps(self.folder)
-        stands = (
-            f"the last good checkpoint, of step {whole[-1]}, stands"
-            if whole
-            else "no checkpoint was written yet"
-        )
+        stands = f"the last good checkpoint, of step {whole[-1]}, stands" if whole else "no checkpoint was written yet"
         return UserError(
             f"the disk of {self.workdir} is full: {stands}; free some space and type the same command again"
         )
 
 
 def _steps(folder: Path) -> list[int]:
-    return (
-        sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-        if folder.exists()
-        else []
-    )
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal()) if folder.exists() else []
 
 
 def _string_keys(tree: Any) -> Any:

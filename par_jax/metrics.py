@@ -51,9 +51,7 @@ class Metrics:
         if step:  # TensorBoard then forgets what a killed run has shown beyond this step
             log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=log))
-        self._bar = tqdm(
-            total=steps, initial=step, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05
-        )
+        self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
         self._seconds, self._count, self._warm, self._steps = 0.0, 0, False, steps
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
 """The two stages of a training run, end to end: the frame VAE, then the policy on its latents.
 
-A policy run's folder holds `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `vae/`, which is laid
-out alike. The VAE's folder also keeps the latents made with it.
+A policy run's folder holds `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and `vae/`, which
+is laid out alike. The VAE's folder also keeps the latents made with it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from flax import nnx
 
 from par_jax import config as config_lib
 from par_jax.checkpoint import Checkpoints, claim, load_params, read_meta, write_json
-from par_jax.config import Config, VAEConfig
+from par_jax.config import Config, TrainConfig, VAEConfig
 from par_jax.data.episodes import Episodes, statistics
 from par_jax.data.latents import digest, encode_all, shifts
 from par_jax.data.pictures import picture_batches, sample_pictures, split_episodes, to_unit
@@ -95,11 +95,19 @@ class Run:
         )
 
 
-def build(make: Callable[[nnx.Rngs], nnx.Module], seed: int) -> tuple[nnx.GraphDef, Params]:
-    """A module's structure, and freshly drawn parameters as nested dicts of float32 arrays."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    draw = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)))))
-    return graph, draw(jax.random.key(seed))
+def build(
+    make: Callable[[nnx.Rngs], nnx.Module], train: TrainConfig, seed: int
+) -> tuple[nnx.GraphDef, Callable[[], TrainState]]:
+    """A module's structure, and the function that draws a run's first state around its parameters.
+
+    Parameters are nested dicts of float32 arrays. Nothing is computed here: a resumed run never draws them.
+    """
+
+    def first_state() -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(make(nnx.Rngs(jax.random.key(seed)))))
+        return init_state(params, train, seed)
+
+    return nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0)))), jax.jit(first_state)
 
 
 def train_vae(run: Run) -> Result:
@@ -112,7 +120,7 @@ def train_vae(run: Run) -> Result:
     episodes = run.episodes()
     ids, held_out = split_episodes(len(episodes))
     meta = claim(run.workdir, run.meta("vae", episodes), ignore=MEASURED)
-    graph, params = build(lambda rngs: VAE(config.vae, rngs=rngs), run.seed)
+    graph, first_state = build(lambda rngs: VAE(config.vae, rngs=rngs), train, run.seed)
 
     def loss(params: Params, pictures: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
         pictures = to_unit(pictures).astype(jax.tree.leaves(params)[0].dtype)
@@ -125,9 +133,9 @@ def train_vae(run: Run) -> Result:
         value, parts = evaluate_once(state.ema)
         return {name: float(part) for name, part in {"loss": value, **parts}.items()}
 
-    _announce("frame VAE", run.task, len(ids), len(held_out), params, train.steps)
+    _announce("frame VAE", run.task, len(ids), len(held_out), first_state, train.steps)
     result = run.fit(
-        init_state(params, train, run.seed),
+        first_state,
         make_train_step(loss, train),
         picture_batches(episodes, ids, config.picture, train.batch, run.seed),
         run.workdir,
@@ -163,15 +171,11 @@ def adopt_vae(source: Path, target: Path) -> None:
       UserError: there is no trained VAE, or the policy's folder holds another one.
     """
     if read_meta(source).get("stage") != "vae" or not is_trained(source):
-        raise UserError(
-            f"{source} holds no trained VAE: train one there with --stage=vae, or leave --vae out"
-        )
+        raise UserError(f"{source} holds no trained VAE: train one there with --stage=vae, or leave --vae out")
     _, meta, params = load_params(source)
     if (target / "config.json").exists():
         if digest(load_params(target)[2]) != digest(params):
-            raise UserError(
-                f"{target} holds another VAE than {source}: leave --vae out, or use a new --workdir"
-            )
+            raise UserError(f"{target} holds another VAE than {source}: leave --vae out, or use a new --workdir")
         return
     checkpoints = Checkpoints(target)
     checkpoints.save(meta["step"], {"ema": params}, {})
@@ -197,7 +201,7 @@ def train_policy(run: Run) -> Result:
     run = dataclasses.replace(run, config=config)
     claim(run.workdir, {**run.meta("policy", episodes), "vae": digest(vae)}, ignore=("config.vae_train",))
     windows = make_windows(run, episodes, ids, vae, numbers)
-    graph, params = build(lambda rngs: PAR(config, rngs=rngs), run.seed)
+    graph, first_state = build(lambda rngs: PAR(config, rngs=rngs), train, run.seed)
 
     def loss(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
         return policy_loss(nnx.merge(graph, params), batch, key)
@@ -214,9 +218,9 @@ def train_policy(run: Run) -> Result:
             rows.append({"loss": value, **parts, **errors(state.ema, batch, key)})
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
-    _announce("policy", run.task, len(ids), len(held_out), params, train.steps)
+    _announce("policy", run.task, len(ids), len(held_out), first_state, train.steps)
     return run.fit(
-        init_state(params, train, run.seed),
+        first_state,
         make_train_step(loss, train),
         window_batches(windows, ids, train.batch, run.seed, train.start_share),
         run.workdir,
@@ -259,13 +263,11 @@ def _same_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:
         config_lib.to_dict(dataclasses.replace(wanted, **measured)),
     )
     if differing:
-        raise UserError(
-            f"the VAE in {folder} is not the preset's: {'; '.join(differing)}; train one with --stage=vae"
-        )
+        raise UserError(f"the VAE in {folder} is not the preset's: {'; '.join(differing)}; train one with --stage=vae")
 
 
-def _announce(what: str, task: str, train: int, held_out: int, params: Params, steps: int) -> None:
-    size = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+def _announce(what: str, task: str, train: int, held_out: int, first_state: Callable, steps: int) -> None:
+    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(first_state).params)) / 1e6
     print(
         f"{what} for {task}: {size:.2f}M parameters, {steps} steps on {jax.devices()[0].platform}, "
         f"{train} demonstrations to train on, {held_out} held out",

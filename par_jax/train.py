@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from par_jax.checkpoint import Checkpoints, flatten, is_full_disk
+from par_jax.checkpoint import Checkpoints, flatten, is_full_disk, locked
 from par_jax.config import TrainConfig
 from par_jax.errors import UserError
 from par_jax.metrics import Metrics, describe
@@ -65,9 +65,7 @@ class TrainState:
 def schedule(config: TrainConfig) -> optax.Schedule:
     """Linear warm-up, then a cosine to 0 at the last step; a short run warms up for a tenth of its steps."""
     warmup = min(config.warmup, max(1, config.steps // 10))
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(config.steps, warmup + 1)
-    )
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(config.steps, warmup + 1))
 
 
 def decayed(params: Tree) -> Tree:
@@ -85,12 +83,12 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def init_state(params: Tree, config: TrainConfig, seed: int) -> TrainState:
-    """A new run's state around float32 `params`, which are copied: the step may donate the state."""
+    """A new run's state around float32 `params`; call it under `jax.jit`: no two leaves then share memory."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=jax.tree.map(jnp.array, params),
+        params=params,
         opt_state=make_optimizer(config).init(params),
-        ema=jax.tree.map(jnp.array, params),
+        ema=params,
         key=jax.random.key_data(jax.random.key(seed)),
     )
 
@@ -167,7 +165,7 @@ class Result:
 
 
 def fit(
-    state: TrainState,
+    first_state: Callable[[], TrainState],
     train_step: TrainStep,
     data: DataIterator,
     workdir: Path,
@@ -182,7 +180,7 @@ def fit(
     """Trains up to `steps`, from the last whole checkpoint in `workdir` if there is one.
 
     Args:
-      state: a new run's; its shapes are also the template of the checkpoint.
+      first_state: draws a new run's state, jitted; also tells the shapes that a checkpoint must have.
       train_step: as `make_train_step` makes it.
       data: gives batches and its position.
       workdir: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
@@ -196,11 +194,12 @@ def fit(
     Raises:
       UserError: the loss is not finite, the disk is full, or the checkpoints are damaged or of another model.
     """
-    checkpoints = Checkpoints(workdir, keep)
-    with contextlib.closing(checkpoints):
+    with locked(workdir), contextlib.closing(Checkpoints(workdir, keep)) as checkpoints:
         step, sums, count = 0, {}, 0
-        restored = checkpoints.restore(state)
-        if restored is not None:
+        restored = checkpoints.restore(jax.eval_shape(first_state))
+        if restored is None:
+            state = first_state()
+        else:
             step, state, progress = restored
             data.set_state(progress["data"])
             sums, count = progress["sums"], progress["count"]
@@ -243,9 +242,7 @@ def fit(
             raise
 
 
-def _refuse_nan(
-    values: dict[str, float], step: int, batch: Tree, workdir: Path, checkpoints: Checkpoints
-) -> None:
+def _refuse_nan(values: dict[str, float], step: int, batch: Tree, workdir: Path, checkpoints: Checkpoints) -> None:
     if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
         return
     checkpoints.wait()

@@ -29,9 +29,7 @@ def digest(tree: object) -> str:
 
 def shifts(episodes: Demonstrations, training: np.ndarray, config: PictureConfig, seed: int) -> np.ndarray:
     """Where each episode's crop lies: int64 [E, 2] pixels, drawn for training episodes, 0 for the others."""
-    drawn = np.random.default_rng([seed, 0x5417]).integers(
-        -config.shift, config.shift + 1, (len(episodes), 2)
-    )
+    drawn = np.random.default_rng([seed, 0x5417]).integers(-config.shift, config.shift + 1, (len(episodes), 2))
     moved = np.zeros_like(drawn)
     moved[training] = drawn[training]
     return moved

@@ -84,13 +84,9 @@ def picture_batches(
     )
 
 
-def sample_pictures(
-    episodes: Demonstrations, ids: np.ndarray, config: PictureConfig, count: int
-) -> np.ndarray:
+def sample_pictures(episodes: Demonstrations, ids: np.ndarray, config: PictureConfig, count: int) -> np.ndarray:
     """`count` unshifted crops, spread over the episodes `ids` and their steps: uint8 [count, h, w, 3]."""
     lengths = episodes.lengths()
     chosen = np.asarray(ids)[np.linspace(0, len(ids) - 1, count).round().astype(int)]
     steps = [round(lengths[i] * ((k * 0.618034) % 1.0)) for k, i in enumerate(chosen)]
-    return np.stack(
-        [crop(episodes.pictures(int(i), [s])[0], config) for i, s in zip(chosen, steps, strict=True)]
-    )
+    return np.stack([crop(episodes.pictures(int(i), [s])[0], config) for i, s in zip(chosen, steps, strict=True)])
