@@ -1,6 +1,7 @@
 """Collects demonstrations in the real simulator.
 
     python -m experiments.collect --task=pushcube --episodes=1000 --out=data/pushcube --workers=2
+    python -m experiments.collect --task=pushcube --from=trajectory.h5 --out=data/recorded
 
 Type the same command again to go on where it stopped, or with more --episodes to extend.
 """
@@ -26,6 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_string("control_mode", "pd_joint_pos", "pd_joint_pos or pd_ee_delta_pose.")
     flags.DEFINE_integer("picture_size", 128, "Height and width of the pictures, pixels.", lower_bound=16)
     flags.DEFINE_string("device", "cpu", "cpu or gpu: where pictures are rendered.")
+    flags.DEFINE_string("from", None, "ManiSkill's recorded .h5 trajectories to read instead of the expert.")
     flags.DEFINE_bool("noise", True, "Disturb the expert, so that the data shows recoveries.")
 
 
@@ -40,6 +42,7 @@ def main() -> None:
         device=FLAGS.device,
         seed_first=FLAGS.seed,
         noise=FLAGS.noise,
+        trajectories=FLAGS["from"].value,
     )
     out = Path(FLAGS.out or f"data/{FLAGS.task}")
     report = collect.collect(settings, out, FLAGS.episodes, FLAGS.workers)

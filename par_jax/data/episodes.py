@@ -79,7 +79,7 @@ def write_shard(folder: Path, first_seed: int, episodes: Iterable[dict[str, np.n
                 writer.write(save({key: value for key, value in episode.items() if key not in pictures}))
                 writer.write(save(pictures))
             writer.close()
-            os.replace(temporary, path)
+            temporary.replace(path)
         except (OSError, RuntimeError) as error:
             raise _disk_error(error, folder) from error
     finally:
@@ -97,7 +97,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     try:
         try:
             temporary.write_text(json.dumps(meta, indent=2) + "\n")
-            os.replace(temporary, folder / META)
+            temporary.replace(folder / META)
         except OSError as error:
             raise _disk_error(error, folder) from error
     finally:
@@ -224,9 +224,7 @@ class Episodes:
         data, ends = record["picture_bytes"].data, record["picture_ends"]
         starts = np.concatenate([[0], ends[:-1]])
         chosen = range(len(ends)) if steps is None else steps
-        return np.stack(
-            [np.asarray(Image.open(io.BytesIO(data[starts[step] : ends[step]]))) for step in chosen]
-        )
+        return np.stack([np.asarray(Image.open(io.BytesIO(data[starts[step] : ends[step]]))) for step in chosen])
 
     def _check(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -278,7 +276,7 @@ def _disk_error(error: Exception, folder: Path) -> UserError:
     text = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         return UserError(
-            f"the disk is full: could not write to {folder}; finished shards stay, so free some space and type the same "
-            "command again"
+            f"the disk is full: could not write to {folder}; finished shards stay, so free some space and type the "
+            "same command again"
         )
     return UserError(f"could not write to {folder}: {text.splitlines()[0]}")

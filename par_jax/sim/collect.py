@@ -21,6 +21,7 @@ from tqdm import tqdm
 from par_jax.data import episodes as disk
 from par_jax.errors import UserError
 from par_jax.sim import vulkan
+from par_jax.sim.replay import read_index
 from par_jax.sim.simulator import CAMERA, resolve_device
 from par_jax.sim.workers import Worker
 from par_jax.tasks import check_control_mode, get_task
@@ -31,7 +32,14 @@ PACKAGES = ("mani_skill", "sapien", "torch", "numpy", "array_record", "pillow")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the demonstrations depend on; see `par_jax.sim.recorder.Recorder`."""
+    """What the demonstrations depend on.
+
+    Attributes:
+      task, control_mode, picture_size, device: see `par_jax.sim.simulator.Simulator`.
+      seed_first: first seed of the expert's episodes.
+      noise: whether the expert is disturbed.
+      trajectories: ManiSkill's `.h5` file to replay instead of the expert; seeds and noise then mean nothing.
+    """
 
     task: str
     control_mode: str = "pd_joint_pos"
@@ -39,6 +47,7 @@ class Settings:
     device: str = "cpu"
     seed_first: int = 0
     noise: bool = True
+    trajectories: str | None = None
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -46,7 +55,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     task = get_task(settings.task)
     return {
         "format": disk.FORMAT,
-        "source": "expert",
+        "source": settings.trajectories or "expert",
         "task": settings.task,
         "env_id": task.env_id,
         "instruction": task.instruction,
@@ -54,15 +63,18 @@ def describe(settings: Settings) -> dict[str, Any]:
         "camera": CAMERA,
         "picture_size": list(settings.picture_size),
         "device": resolve_device(settings.device),
-        "seed_first": settings.seed_first,
+        "seed_first": 0 if settings.trajectories else settings.seed_first,
         "block": disk.BLOCK,
-        "noise": settings.noise,
+        "noise": settings.noise and not settings.trajectories,
     }
 
 
 def versions() -> dict[str, str]:
     """Versions of what the data comes from."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
 
 def open_folder(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +107,23 @@ def open_folder(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
         meta = {**described, "versions": versions(), "episodes_wanted": 0, "complete": False}
     for leftover in folder.glob("*.tmp"):
         leftover.unlink()
-    return {**meta, "shards": {str(seed): disk.count(path) for seed, path in disk.shards(folder).items()}}
+    return {**meta, "shards": _whole_shards(folder, meta.get("shards", {}))}
+
+
+def _whole_shards(folder: Path, listed: dict[str, int]) -> dict[str, int]:
+    """Episodes of each shard on disk; damaged ones are deleted, to be made anew."""
+    whole = {}
+    for seed, path in disk.shards(folder).items():
+        try:
+            number = disk.count(path)
+        except UserError:
+            number = -1
+        if number < 0 or number != listed.get(str(seed), number):
+            print(f"{path} is damaged: making it anew")
+            path.unlink()
+        else:
+            whole[str(seed)] = number
+    return whole
 
 
 @contextlib.contextmanager
@@ -150,7 +178,10 @@ def collect(settings: Settings, folder: Path, episodes: int, workers: int) -> st
     """
     check_control_mode(settings.control_mode)
     described = describe(settings)
-    vulkan.check()
+    if settings.trajectories:
+        index = read_index(Path(settings.trajectories), settings.task, settings.control_mode)
+        episodes = min(episodes, len(index))
+    vulkan.check(described["device"])
     began = time.monotonic()
     with only_one(folder), terminate_as_interrupt():
         meta = open_folder(folder, described)
@@ -161,22 +192,22 @@ def collect(settings: Settings, folder: Path, episodes: int, workers: int) -> st
             _fill(settings, folder, meta, workers)
             meta["complete"] = True
             disk.write_meta(folder, meta)
-    there = sum(meta["shards"].values())
-    seeds = disk.BLOCK * len(meta["shards"])
+    there, took = sum(meta["shards"].values()), f"{time.monotonic() - began:.0f} s"
+    if settings.trajectories:
+        return f"{folder}: {episodes} demonstrations of {settings.task} from {settings.trajectories} ({took})"
     return (
         f"{folder}: {episodes} demonstrations of {settings.task} "
-        f"({there} successes in {seeds} seeds, {time.monotonic() - began:.0f} s)"
+        f"({there} successes in {disk.BLOCK * len(meta['shards'])} seeds, {took})"
     )
 
 
 def _fill(settings: Settings, folder: Path, meta: dict[str, Any], workers: int) -> None:
     """Hands blocks to workers in order, each only when it is certain to be needed."""
     wanted = meta["episodes_wanted"]
-    arguments = dataclasses.asdict(settings)
-    first = arguments.pop("seed_first")
-    blocks = (seed for seed in range(first, 10**8, disk.BLOCK) if str(seed) not in meta["shards"])
+    factory, arguments = _source(settings)
+    blocks = (seed for seed in range(meta["seed_first"], 10**8, disk.BLOCK) if str(seed) not in meta["shards"])
     running: dict[Worker, list[int]] = {}
-    idle = [Worker("par_jax.sim.recorder:Recorder", **arguments) for _ in range(workers)]
+    idle = [Worker(factory, **arguments) for _ in range(workers)]
     bar = tqdm(total=wanted, initial=sum(meta["shards"].values()), unit="episode", desc=settings.task, smoothing=0.05)
     try:
         while True:
@@ -204,3 +235,14 @@ def _fill(settings: Settings, folder: Path, meta: dict[str, Any], workers: int) 
             worker.stop()
         for leftover in folder.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
+
+
+def _source(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """Class of the object that makes demonstrations in a worker, and its arguments."""
+    arguments = dataclasses.asdict(settings)
+    del arguments["seed_first"]
+    trajectories = arguments.pop("trajectories")
+    if trajectories is None:
+        return "par_jax.sim.recorder:Recorder", arguments
+    del arguments["noise"]
+    return "par_jax.sim.replay:Replayer", {"path": trajectories, **arguments}

@@ -49,7 +49,10 @@ class JointHand:
 
 
 class PoseHand:
-    """Moves as `pd_ee_delta_pose` actions: displacement over 0.1 m, rotation over -0.1 rad (ManiSkill's sign), gripper."""
+    """Moves as `pd_ee_delta_pose` actions: displacement over 0.1 m, rotation over -0.1 rad, gripper.
+
+    The rotation's sign is ManiSkill's: it multiplies the action by its lower bound.
+    """
 
     def __call__(self, move: Move) -> np.ndarray:
         """f32 [1, 7]."""

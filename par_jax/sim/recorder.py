@@ -11,6 +11,7 @@ import dataclasses
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -99,7 +100,7 @@ class Recorder:
         simulator.reset([seed])
         expert = self.expert(simulator.env)
         noise = Noise(seed) if self.noise else None
-        actions, executed, qpos, frames = [], [], [_numbers(simulator.qpos())], []
+        actions, executed, qpos, frames = [], [], [numbers(simulator.qpos())], []
         frames.append(self._png() if pictures else b"")
         tail = -1
         while len(actions) < self.max_steps and tail != 0:
@@ -112,7 +113,7 @@ class Recorder:
             _, success = simulator.step(done)
             actions.append(action[0])
             executed.append(done[0])
-            qpos.append(_numbers(simulator.qpos()))
+            qpos.append(numbers(simulator.qpos()))
             frames.append(self._png() if pictures else b"")
             if tail > 0:
                 tail -= 1
@@ -157,5 +158,6 @@ def png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _numbers(tensor) -> np.ndarray:
+def numbers(tensor: Any) -> np.ndarray:
+    """The first row of a torch tensor as a float32 array of its own."""
     return tensor[0].cpu().numpy().astype(np.float32).copy()

@@ -78,10 +78,8 @@ class Simulator:
         check_control_mode(control_mode)
         device = resolve_device(device)
         if num_envs > 1 and device == "cpu":
-            raise UserError(
-                "ManiSkill batches environments on a GPU only: on a CPU use one process each (EnvPool)"
-            )
-        vulkan.check()
+            raise UserError("ManiSkill batches environments on a GPU only: on a CPU use one process each (EnvPool)")
+        vulkan.check(device)
         os.environ.setdefault("LP_NUM_THREADS", "1")
         import gymnasium
         import mani_skill.envs  # noqa: F401  registers the tasks

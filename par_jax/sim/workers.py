@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Worker:
           **arguments: of its construction; an error there answers the first call.
         """
         ours, theirs = socket.socketpair()
-        path = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))
+        path = os.pathsep.join(filter(None, [str(Path.cwd()), *sys.path]))
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"from par_jax.sim import workers; workers.serve({theirs.fileno()})"],
             pass_fds=[theirs.fileno()],
@@ -177,6 +178,79 @@ class Chunk:
     qpos: np.ndarray
 
 
+class SimulatorServer:
+    """A simulator that speaks numpy; lives in a worker process. Methods as `par_jax.sim.simulator.Simulator`."""
+
+    def __init__(self, **simulator: Any):
+        """Args: **simulator: as `par_jax.sim.simulator.Simulator`."""
+        from par_jax.sim.simulator import Simulator
+
+        self.simulator = Simulator(**simulator)
+
+    def describe(self) -> int:
+        """A."""
+        return self.simulator.action_dim
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Starts the episodes of `seeds`."""
+        self.simulator.reset(seeds)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Executes f32 [B, A]; reward f32 [B] and success bool [B]."""
+        return tuple(x.cpu().numpy() for x in self.simulator.step(actions))
+
+    def picture(self) -> np.ndarray:
+        """u8 [B, H, W, 3]."""
+        return self.simulator.picture().cpu().numpy()
+
+
+class Processes:
+    """Simulators in processes of their own, stepped together as one batch; the interface of `Simulator` in numpy."""
+
+    def __init__(self, shares: Sequence[int], **simulator: Any):
+        """Starts the processes.
+
+        Args:
+          shares: environments of each process.
+          **simulator: as `par_jax.sim.simulator.Simulator`, without num_envs.
+
+        Raises:
+          UserError: as there.
+        """
+        factory = "par_jax.sim.workers:SimulatorServer"
+        self.ends = np.cumsum(shares)[:-1]
+        self.workers = [Worker(factory, num_envs=share, **simulator) for share in shares]
+        try:
+            self.action_dim = int(self._all("describe", [()] * len(shares))[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """As `Simulator.reset`."""
+        self._all("reset", [(part.tolist(),) for part in np.split(np.asarray(seeds), self.ends)])
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Simulator.step`."""
+        outcomes = self._all("step", [(part,) for part in np.split(actions, self.ends)])
+        rewards, successes = zip(*outcomes, strict=True)
+        return np.concatenate(rewards), np.concatenate(successes)
+
+    def picture(self) -> np.ndarray:
+        """As `Simulator.picture`."""
+        return np.concatenate(self._all("picture", [()] * len(self.workers)))
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for worker in self.workers:
+            worker.stop()
+
+    def _all(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
+        for worker, args in zip(self.workers, arguments, strict=True):
+            worker.submit(method, *args)
+        return [worker.result() for worker in self.workers]
+
+
 class EnvServer:
     """One environment for rollouts; lives in a worker process and speaks numpy."""
 
@@ -229,11 +303,11 @@ class EnvServer:
 class EnvPool:
     """N environments in N processes, each driven by itself.
 
-        pool = EnvPool(2, task="pushcube", control_mode="pd_joint_pos")
-        pool.submit(0, "reset", seed)                      # returns at once
-        picture = pool.result(0)                           # u8 [H, W, 3]
-        pool.submit(0, "step_chunk", actions)              # f32 [L, A]
-        chunk = pool.result(0)                             # Chunk
+    pool = EnvPool(2, task="pushcube", control_mode="pd_joint_pos")
+    pool.submit(0, "reset", seed)                      # returns at once
+    picture = pool.result(0)                           # u8 [H, W, 3]
+    pool.submit(0, "step_chunk", actions)              # f32 [L, A]
+    chunk = pool.result(0)                             # Chunk
     """
 
     def __init__(self, n: int, **arguments: Any):
@@ -271,9 +345,7 @@ class EnvPool:
         self.submit(i, "reset", seed)
         return self.result(i)
 
-    def step_chunk(
-        self, i: int, actions: np.ndarray, render: str = "last", stop_on_success: bool = True
-    ) -> Chunk:
+    def step_chunk(self, i: int, actions: np.ndarray, render: str = "last", stop_on_success: bool = True) -> Chunk:
         """`EnvServer.step_chunk` and its result."""
         self.submit(i, "step_chunk", actions, render, stop_on_success)
         return self.result(i)
