@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from par_jax.policy import Policy
 from tqdm import tqdm
 
 from experiments import app, devices
 from par_jax import checkpoint, evaluation, video
 from par_jax.errors import UserError
 from par_jax.evaluation import Protocol, Trial
+from par_jax.policy import Policy
 from par_jax.results import Results
 from par_jax.rollout import Outcome, Robot, Runner
 from par_jax.tasks import get_task
@@ -76,9 +76,7 @@ def check_fit(meta: dict[str, Any], folder: Path, task: str, protocol: Protocol)
     if meta["stage"] != "policy":
         raise UserError(f"{folder} holds a {meta['stage']}, not a policy: give the policy's --workdir")
     if meta["task"] != task:
-        raise UserError(
-            f"the checkpoint in {folder} was trained on {meta['task']}: it cannot roll out --task={task}"
-        )
+        raise UserError(f"the checkpoint in {folder} was trained on {meta['task']}: it cannot roll out --task={task}")
     mode = meta["dataset"]["control_mode"]
     if protocol.control_mode not in (None, mode):
         raise UserError(

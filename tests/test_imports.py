@@ -12,8 +12,9 @@ _ROOT = Path(__file__).parent.parent
 # A module may import only from the rows above its own, and from its own package.
 _LAYERS = (
     {"errors", "config"},
-    {"types", "tasks", "diffusion", "checkpoint", "metrics", "normalise", "evaluation", "video", "versions"},
-    {"nn", "data", "results"},
+    {"types", "tasks", "diffusion", "metrics", "normalise", "evaluation", "video", "versions"},
+    {"nn", "checkpoint"},
+    {"data", "results"},
     {"model", "sim", "rollout"},
     {"sampling", "losses_vae"},
     {"losses"},
