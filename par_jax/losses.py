@@ -86,7 +86,7 @@ def frame_loss(model: PAR, z_o: jax.Array, batch: Batch, key: jax.Array) -> jax.
 
     least, most = m.mask_ratio
     spread = jax.random.truncated_normal(ratio_key, (least - 1) / 0.25, (most - 1) / 0.25, some.shape)
-    count = jnp.round((1 - (1 + 0.25 * spread)) * k).astype(jnp.int32)
+    count = jnp.round(-0.25 * spread * k).astype(jnp.int32)
     order = jnp.argsort(jax.random.uniform(order_key, (len(some), k)), axis=1)
     rank = jnp.argsort(order, axis=1)
     hidden = (rank >= count[:, None]) & there[:, None]
@@ -118,7 +118,7 @@ def policy_errors(model: PAR, batch: Batch, key: jax.Array) -> Metrics:
         error = jnp.mean(jnp.abs(out - batch.actions[:, 1:]), axis=-1)
         errors[name] = _mean(error, batch.valid)
         first = batch.valid[:, 0] & ~batch.has_past[:, None]
-        errors["chunk_0"] = jnp.sum(error[:, 0] * first) / jnp.sum(first)
+        errors["chunk_0"] = jnp.sum(jnp.where(first, error[:, 0], 0)) / jnp.sum(first, dtype=error.dtype)
     return errors
 
 
@@ -127,4 +127,4 @@ def _squared(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _mean(values: jax.Array, where: jax.Array) -> jax.Array:
-    return jnp.sum(values * where) / jnp.maximum(jnp.sum(where), 1)
+    return jnp.sum(jnp.where(where, values, 0)) / jnp.maximum(jnp.sum(where, dtype=values.dtype), 1)

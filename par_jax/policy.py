@@ -1,0 +1,120 @@
+"""A trained model as a policy: (carry, picture) -> (carry, the next 8 actions)."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from par_jax import sampling
+from par_jax.checkpoint import load_params
+from par_jax.config import Config
+from par_jax.data.pictures import crop, to_unit
+from par_jax.model.par import PAR
+from par_jax.model.text import tokenize
+from par_jax.model.vae import VAE
+from par_jax.normalise import centre_and_half
+from par_jax.types import KVCache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Carry:
+    """What a robot's policy remembers between two calls.
+
+    Attributes:
+      cache: of one robot, B = 1.
+      executed: [1, L, A] float32, the last chunk, scaled.
+      key: of the noise still to be drawn.
+    """
+
+    cache: KVCache
+    executed: jax.Array
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What `Policy.act` tells besides the actions.
+
+    Attributes:
+      predicted: uint8 [h, w, 3], the picture expected after the chunk (the model's crop), or None if not asked for.
+    """
+
+    predicted: np.ndarray | None
+
+
+class Policy:
+    """The jitted physical step of one robot, with the frame VAE before it and, on request, behind it.
+
+    Args:
+      config: of the policy, its `vae` as trained.
+      params: of `PAR`, nested dicts of arrays.
+      vae: of `VAE`, likewise.
+      statistics: `low` and `high` of the actions, as `par_jax.data.episodes.statistics` gives them.
+      step: of training, for the record.
+    """
+
+    def __init__(self, config: Config, params: dict, vae: dict, statistics: dict, step: int = 0):
+        self.config, self.step = config, step
+        self.params = jax.device_put({"par": params, "vae": vae})
+        centre, half = centre_and_half(statistics["low"], statistics["high"])
+        par_graph = nnx.graphdef(nnx.eval_shape(lambda: PAR(config, rngs=nnx.Rngs(0))))
+        vae_graph = nnx.graphdef(nnx.eval_shape(lambda: VAE(config.vae, rngs=nnx.Rngs(0))))
+        shape = (1, config.model.chunk, config.model.action_dim)
+
+        def init(params: dict, text: jax.Array, key: jax.Array) -> Carry:
+            cache = sampling.start(nnx.merge(par_graph, params["par"]), text[None])
+            return Carry(cache, jnp.zeros(shape, jnp.float32), key)
+
+        def act(params: dict, carry: Carry, picture: jax.Array) -> tuple[Carry, jax.Array, jax.Array]:
+            model = nnx.merge(par_graph, params["par"])
+            latents = nnx.merge(vae_graph, params["vae"]).encode_frames(to_unit(picture)[None])
+            key, now = jax.random.split(carry.key)
+            cache, z_o, z_a = sampling.step(model, carry.cache, latents, carry.executed)
+            actions = sampling.decode_actions(model, z_a, now)
+            return Carry(cache, actions, key), actions[0] * half + centre, z_o
+
+        def predict(params: dict, z_o: jax.Array, key: jax.Array) -> jax.Array:
+            latents = sampling.decode_frame(nnx.merge(par_graph, params["par"]), z_o, key)
+            picture = nnx.merge(vae_graph, params["vae"]).decode_frames(latents)[0]
+            return jnp.clip(jnp.round((picture + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+        self._init, self._act, self._predict = jax.jit(init), jax.jit(act, donate_argnums=1), jax.jit(predict)
+
+    @classmethod
+    def load(cls, checkpoint: Path | str) -> "Policy":
+        """The policy of a trained run's folder, with its averaged (EMA) parameters.
+
+        Raises:
+          UserError: there is no whole checkpoint of a policy and its VAE in it.
+        """
+        config, meta, params = load_params(checkpoint)
+        _, _, vae = load_params(Path(checkpoint) / "vae")
+        return cls(config, params, vae, meta["statistics"], meta["step"])
+
+    def init(self, key: jax.Array, instruction: str) -> Carry:
+        """The carry at the start of an episode."""
+        text = tokenize(instruction, self.config.text.tokens, self.config.text.vocabulary)
+        return self._init(self.params, text, key)
+
+    def act(
+        self, carry: Carry, picture: np.ndarray | jax.Array, predict_frame: bool = False
+    ) -> tuple[Carry, jax.Array, Info]:
+        """Looks, and decides on the next chunk, which the caller executes whole before the next call.
+
+        Args:
+          carry: of this robot; its arrays are given away.
+          picture: uint8 [H, W, 3], what the camera shows now.
+          predict_frame: also predict the picture after the chunk; the actions do not depend on it.
+
+        Returns:
+          The new carry, the actions [L, A] float32 in the controller's units, and what else there is to tell.
+        """
+        view = crop(picture, self.config.picture)
+        key = jax.random.fold_in(carry.key, 1)
+        carry, actions, z_o = self._act(self.params, carry, view)
+        predicted = np.asarray(self._predict(self.params, z_o, key)) if predict_frame else None
+        return carry, actions, Info(predicted)

@@ -1,0 +1,57 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from par_jax.diffusion import SCHEDULES
+
+MEAN, SPREAD = jnp.array([1.5, -0.7]), jnp.array([0.3, 0.05])
+
+
+def _perfect(schedule, name):
+    """The best denoiser of independent Gaussians, in closed form."""
+
+    def denoise(x, timestep):
+        if name == "flow":
+            noise_scale, scale = timestep / 1000, 1 - timestep / 1000
+        else:
+            bar = jnp.asarray(schedule._alpha_bar())[timestep.astype(int)]
+            noise_scale, scale = jnp.sqrt(1 - bar), jnp.sqrt(bar)
+        variance = scale**2 * SPREAD**2 + noise_scale**2
+        noise = noise_scale * (x - scale * MEAN) / variance
+        clean = MEAN + scale * SPREAD**2 * (x - scale * MEAN) / variance
+        return noise - clean if name == "flow" else noise
+
+    return denoise
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm"])
+def test_a_perfect_denoiser_samples_the_data(name):
+    schedule = SCHEDULES[name]
+    noise = jax.random.normal(jax.random.key(0), (20000, 2))
+    x = schedule.sample(_perfect(schedule, name), noise, 500, jax.random.key(1))
+    np.testing.assert_allclose(x.mean(0), MEAN, atol=0.02)
+    np.testing.assert_allclose(x.std(0), SPREAD, rtol=0.12)
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm"])
+def test_noised_runs_from_data_to_noise(name):
+    schedule = SCHEDULES[name]
+    x, noise = jnp.ones((2, 3)), -2.0 * jnp.ones((2, 3))
+    ends = jnp.array([0.0, 1.0]) if name == "flow" else jnp.array([0, 999])
+    first, last = schedule.noised(x, noise, ends)
+    np.testing.assert_allclose(first, 1.0, atol=0.05)
+    np.testing.assert_allclose(last, -2.0, atol=0.01)
+
+
+def test_targets():
+    x, noise = jnp.array([1.0]), jnp.array([3.0])
+    assert SCHEDULES["flow"].target(x, noise) == 2.0
+    assert SCHEDULES["ddpm"].target(x, noise) == 3.0
+
+
+def test_times_are_drawn_in_range():
+    flow = SCHEDULES["flow"].draw(jax.random.key(0), (1000,))
+    assert 0 < flow.min() < 0.1 and 0.9 < flow.max() < 1
+    ddpm = SCHEDULES["ddpm"].draw(jax.random.key(0), (5000,))
+    assert ddpm.min() < 5 and 990 < ddpm.max() <= 999

@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from par_jax import sampling
+from par_jax.data.pictures import crop, to_unit
+from par_jax.model.text import tokenize
+from par_jax.model.vae import VAE
+from par_jax.policy import Policy
+from tests.model.conftest import SMALL, par, params  # noqa: F401
+
+STATISTICS = {"low": [-2.0] * 7, "high": [4.0] * 7}
+
+
+@pytest.fixture(scope="module")
+def policy(params):  # noqa: F811
+    vae = jax.jit(lambda: nnx.to_pure_dict(nnx.state(VAE(SMALL.vae, rngs=nnx.Rngs(2)))))()
+    return Policy(SMALL, params, vae, STATISTICS)
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (5, *SMALL.picture.size, 3), np.uint8)
+
+
+def _run(policy, pictures, predict=False):
+    carry, made = policy.init(jax.random.key(5), "Push the cube."), []
+    for picture in pictures:
+        carry, actions, info = policy.act(carry, picture, predict_frame=predict)
+        made.append((np.asarray(actions), info.predicted))
+    return made
+
+
+def test_actions_are_those_of_the_step_in_the_controllers_units(policy, pictures, par, params):  # noqa: F811
+    (actions, _), (second, _) = _run(policy, pictures[:2])
+    assert actions.shape == (SMALL.model.chunk, SMALL.model.action_dim) and actions.dtype == np.float32
+
+    @jax.jit
+    def by_hand(params, vae, views):
+        model = par.bind(params)
+        latents = vae.encode_frames(to_unit(views))
+        cache = sampling.start(model, tokenize("push the cube", SMALL.text.tokens, SMALL.text.vocabulary)[None])
+        key, now = jax.random.split(jax.random.key(5))
+        cache, _, z = sampling.step(model, cache, latents[:1], jnp.zeros((1, 4, 7)))
+        first = sampling.decode_actions(model, z, now)
+        _, now = jax.random.split(key)
+        _, _, z = sampling.step(model, cache, latents[1:2], first)
+        return first, sampling.decode_actions(model, z, now)
+
+    vae = nnx.merge(nnx.graphdef(VAE(SMALL.vae, rngs=nnx.Rngs(0))), policy.params["vae"])
+    wanted = by_hand(params, vae, crop(pictures[:2], SMALL.picture))
+    for got, want in zip((actions, second), wanted, strict=True):
+        np.testing.assert_allclose(got, want[0] * 3.0 + 1.0, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_twice_and_predicting_changes_no_action(policy, pictures):
+    plain, again, predicting = _run(policy, pictures), _run(policy, pictures), _run(policy, pictures, True)
+    for (a, nothing), (b, _), (c, frame) in zip(plain, again, predicting, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+        assert nothing is None
+        assert frame.shape == (*SMALL.picture.crop, 3) and frame.dtype == np.uint8
