@@ -22,7 +22,7 @@ from par_jax.data import episodes as disk
 from par_jax.errors import UserError
 from par_jax.sim import vulkan
 from par_jax.sim.replay import read_index
-from par_jax.sim.simulator import CAMERA, resolve_device
+from par_jax.sim.simulator import CAMERA, SHADER, resolve_device
 from par_jax.sim.workers import Worker
 from par_jax.tasks import check_control_mode, get_task
 
@@ -61,6 +61,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "instruction": task.instruction,
         "control_mode": settings.control_mode,
         "camera": CAMERA,
+        "shader": SHADER,
         "picture_size": list(settings.picture_size),
         "device": resolve_device(settings.device),
         "seed_first": 0 if settings.trajectories else settings.seed_first,

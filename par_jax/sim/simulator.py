@@ -15,6 +15,9 @@ from par_jax.tasks import check_control_mode, get_task
 CAMERA = "human_render"
 """Every picture is the human render camera's: the sensor camera hides PickCube's goal."""
 
+SHADER = "default"
+"""Of that camera, as in RDT's evaluation: ManiSkill's own choice, `minimal`, has a black sky and strided pixels."""
+
 
 def resolve_device(device: str) -> str:
     """`cpu` or `cuda`, checked against this machine.
@@ -97,7 +100,7 @@ class Simulator:
                 control_mode=control_mode,
                 reward_mode="normalized_dense" if reward else "none",
                 render_mode="rgb_array",
-                human_render_camera_configs=dict(width=width, height=height),
+                human_render_camera_configs=dict(width=width, height=height, shader_pack=SHADER),
                 sim_backend=backend,
                 render_backend="cpu" if device == "cpu" else "cuda",
             )
