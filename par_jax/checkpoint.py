@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -24,6 +25,18 @@ from par_jax import config as config_lib
 from par_jax.errors import UserError
 
 Tree = Any
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _orbax() -> ModuleType:
+    """Orbax, imported when it is needed and silenced: it logs pages about errors that it raises anyway."""
+    import orbax.checkpoint
+
+    logging.getLogger("absl").addFilter(_not_from_orbax)
+    return orbax.checkpoint
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -169,8 +182,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path | str, keep: int = 3):
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         self.workdir = Path(workdir)
         self.folder = self.workdir.absolute() / "checkpoints"
         self.saved: int | None = None
@@ -195,11 +207,13 @@ class Checkpoints:
         Raises:
           UserError: the disk is full (also when that struck the checkpoint before this one).
         """
-        import orbax.checkpoint as ocp
-
+        ocp = _orbax()
         arrays = {name: np.array(leaf) for name, leaf in flatten(state).items()}
         sums = {name: checksum(array) for name, array in arrays.items()}
         try:
+            # Seen beforehand, a full disk costs nothing; orbax's threads would leave half a checkpoint.
+            if shutil.disk_usage(self.folder).free < sum(array.nbytes for array in arrays.values()) + 2**16:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -250,6 +264,8 @@ class Checkpoints:
         """A full disk as a sentence; any other error as it is."""
         if not is_full_disk(error):
             return error
+        with contextlib.suppress(Exception):  # the one before may still be on its way
+            self._manager.wait_until_finished()
         whole = _steps(self.folder)
         stands = f"the last good checkpoint, of step {whole[-1]}, stands" if whole else "no checkpoint was written yet"
         return UserError(
@@ -269,9 +285,7 @@ def _string_keys(tree: Any) -> Any:
 
 def _read(folder: Path, prefix: str = "") -> tuple[dict[str, np.ndarray], dict]:
     """One checkpoint's arrays by name, those below `prefix` only, and its progress. Raises on any damage."""
-    import orbax.checkpoint as ocp
-
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns where the items are read one by one
+    ocp = _orbax()
     meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
     sums = {name: value for name, value in meta["checksums"].items() if name.startswith(prefix)}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
