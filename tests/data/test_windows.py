@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+
+from par_jax.data.windows import Windows, validation_batches, window_batches
+
+CHUNK, PACKAGES, LENGTHS = 8, 3, (30, 13, 8, 21)
+
+
+def make(rest=None):
+    """Latents hold (episode, frame), actions (episode, step): every number tells where it is from."""
+    latents = [np.array([[[[e, t]]] for t in range(n + 1)], np.float16) for e, n in enumerate(LENGTHS)]
+    actions = [np.array([[e, t, -1.0] for t in range(n)], np.float32) for e, n in enumerate(LENGTHS)]
+    return Windows(np.concatenate(latents), actions, np.arange(4, dtype=np.int32), PACKAGES, CHUNK, rest)
+
+
+@pytest.mark.parametrize(("episode", "start"), [(0, 0), (0, 8), (0, 11), (0, 22), (1, 0), (1, 8), (2, 0), (3, 13)])
+def test_frames_and_actions_are_those_of_the_window(episode, start):
+    window, length = make().cut(episode, start), LENGTHS[episode]
+    for n in range(PACKAGES + 1):
+        assert window["latents"][n, 0, 0].tolist() == [episode, min(start + CHUNK * n, length)]
+        for k in range(CHUNK):
+            step = start + CHUNK * (n - 1) + k
+            if step >= 0:
+                assert window["actions"][n, k].tolist() == [episode, min(step, length - 1), -1]
+            if n > 0:
+                assert window["valid"][n - 1, k] == (step < length + CHUNK)
+    assert window["has_past"] == (start >= CHUNK)
+    assert window["frame_valid"].tolist() == window["valid"].any(axis=1).tolist()
+
+
+def test_rest_holds_where_the_last_action_would_move_on():
+    window = make(rest=np.array([0, 0, 9], np.float32)).cut(1, 8)
+    assert window["actions"][1, 4].tolist() == [1, 12, -1]
+    assert window["actions"][1, 5].tolist() == [0, 0, 9]
+
+
+def test_starts_have_a_whole_past_or_none():
+    windows, rng = make(), np.random.default_rng(0)
+    starts = np.array([windows.draw_start(0, rng, 0.25) for _ in range(2000)])
+    assert not np.any((starts > 0) & (starts < CHUNK))
+    assert 0.2 < np.mean(starts == 0) < 0.3
+    assert set(starts) == {0, *range(CHUNK, LENGTHS[0] - CHUNK + 1)}
+    assert {windows.draw_start(2, rng, 0.0) for _ in range(20)} == {0}
+    assert {windows.draw_start(1, rng, 0.0) for _ in range(20)} == {8}
+
+
+def test_batches_have_the_contract_s_shapes_and_dtypes():
+    batch = next(window_batches(make(), np.arange(3), 5, seed=0, start_share=0.5))
+    shapes = {name: (getattr(batch, name).shape, str(getattr(batch, name).dtype)) for name in batch.__dict__}
+    assert shapes == {
+        "latents": ((5, PACKAGES + 1, 1, 1, 2), "float32"),
+        "actions": ((5, PACKAGES + 1, CHUNK, 3), "float32"),
+        "has_past": ((5,), "bool"),
+        "valid": ((5, PACKAGES, CHUNK), "bool"),
+        "frame_valid": ((5, PACKAGES), "bool"),
+        "text": ((5, 4), "int32"),
+    }
+
+
+def same(a, b):
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in a.__dict__)
+
+
+def test_batches_go_on_from_a_position_and_depend_on_the_seed():
+    make_iterator = lambda seed: window_batches(make(), np.arange(4), 6, seed, 0.25)  # noqa: E731
+    first = make_iterator(3)
+    for _ in range(5):
+        next(first)
+    position = json.loads(json.dumps(first.get_state()))
+    second = make_iterator(3)
+    second.set_state(position)
+    for _ in range(5):
+        assert same(next(first), next(second))
+    assert not same(next(make_iterator(3)), next(make_iterator(4)))
+
+
+def test_every_episode_comes_once_a_round_in_a_new_order():
+    batches = window_batches(make(), np.arange(4), 4, seed=0, start_share=0.25)
+    rounds = [next(batches).latents[:, 0, 0, 0, 0].astype(int).tolist() for _ in range(6)]
+    assert all(sorted(round_) == [0, 1, 2, 3] for round_ in rounds)
+    assert len({tuple(round_) for round_ in rounds}) > 1
+
+
+def test_validation_is_the_same_every_time_and_half_of_it_starts_at_the_start():
+    first, second = (validation_batches(make(), np.array([0, 3]), 4, 2) for _ in range(2))
+    assert len(first) == 2 and all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert [batch.has_past.tolist() for batch in first] == [[False, True, False, True]] * 2
+    assert {int(e) for batch in first for e in batch.latents[:, 0, 0, 0, 0]} == {0, 3}
