@@ -56,14 +56,15 @@ def restore(folder, template=STATE):
 
 
 def damage(folder, step, how):
-    files = [file for file in (folder / "checkpoints" / str(step)).rglob("*") if file.is_file()]
-    largest = max((file for file in files if "/d/" in str(file)), key=lambda file: file.stat().st_size)
+    files = [file for file in (folder / "checkpoints" / str(step) / "state").rglob("d/*") if file.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
     if how == "empty":
         largest.write_bytes(b"")
     elif how == "cut":
-        largest.write_bytes(largest.read_bytes()[:-20])
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     elif how == "gone":
-        largest.unlink()
+        for file in files:
+            file.unlink()
     elif how == "meta":
         (folder / "checkpoints" / str(step) / "meta" / "metadata").write_text("{")
     elif how == "bit":
