@@ -1,5 +1,7 @@
 """What --device means."""
 
+import logging
+
 import jax
 
 from par_jax.errors import UserError
@@ -16,6 +18,7 @@ def choose(device: str) -> None:
     """
     if device not in ("auto", "cpu", "gpu"):
         raise UserError(f"unknown device {device!r}: choose one of auto, cpu, gpu")
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it tells of every backend that is not there
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if device == "gpu":

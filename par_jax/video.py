@@ -4,7 +4,10 @@ Axes: h, w = pixels of one picture. Prediction n is made at control step `made[n
 of the chunk that is executed meanwhile.
 """
 
+import contextlib
 import dataclasses
+import itertools
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -100,18 +103,26 @@ def write_mp4(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
       OSError: the file cannot be written, with ffmpeg's own words.
     """
     pictures = iter(pictures)
-    first = np.ascontiguousarray(next(pictures))
+    first = next(pictures)
     half = path.with_name(f".{path.name}")
-    writer = imageio_ffmpeg.write_frames(
-        str(half), (first.shape[1], first.shape[0]), fps=fps, quality=8, macro_block_size=2
-    )
-    try:
-        writer.send(None)
-        writer.send(first)
-        for picture in pictures:
-            writer.send(np.ascontiguousarray(picture))
-    finally:
-        writer.close()
+    height, width = first.shape[:2]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
+    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", str(half)]
+    # A process group of its own: Ctrl-C ends the command, which then ends the video.
+    with subprocess.Popen(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,
+    ) as ffmpeg:
+        # Where ffmpeg gives up early, what it said is the better message.
+        with contextlib.suppress(BrokenPipeError):
+            for picture in itertools.chain([first], pictures):
+                ffmpeg.stdin.write(picture.tobytes())
+        _, said = ffmpeg.communicate()
+    if ffmpeg.returncode:
+        half.unlink(missing_ok=True)
+        raise OSError(f"{path} was not written: {said.decode(errors='replace').strip()}")
     half.replace(path)
 
 

@@ -36,9 +36,7 @@ class NoisyPolicy:
         assert instruction == "go"
         return key, jnp.zeros((), jnp.float32)
 
-    def act(
-        self, carry: Any, picture: np.ndarray, predict_frame: bool = False
-    ) -> tuple[Any, jax.Array, Info]:
+    def act(self, carry: Any, picture: np.ndarray, predict_frame: bool = False) -> tuple[Any, jax.Array, Info]:
         self.inside += 1
         assert self.inside == 1, "two robots at once"
         time.sleep(0.001)
@@ -150,9 +148,7 @@ def test_warming_up_calls_the_policy_as_the_rollouts_will():
     calls = []
 
     class Recorder(NoisyPolicy):
-        def act(
-            self, carry: Any, picture: np.ndarray, predict_frame: bool = False
-        ) -> tuple[Any, jax.Array, Info]:
+        def act(self, carry: Any, picture: np.ndarray, predict_frame: bool = False) -> tuple[Any, jax.Array, Info]:
             calls.append(predict_frame)
             return super().act(carry, picture, predict_frame)
 

@@ -61,9 +61,7 @@ class FakePool:
         self.left[i] -= float(actions.sum())
         steps = len(actions)
         pictures = np.zeros((steps if render == "all" else 1, 128, 128, 3), np.uint8)
-        return SimpleNamespace(
-            pictures=pictures, steps=steps, success=self.left[i] < 0, reward=float(actions.sum())
-        )
+        return SimpleNamespace(pictures=pictures, steps=steps, success=self.left[i] < 0, reward=float(actions.sum()))
 
 
 @pytest.fixture
@@ -253,6 +251,4 @@ def test_the_shell_sees_one_sentence_and_a_status():
     command = [sys.executable, "-m", "experiments.rollout", "--task=foldcloth"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert (
-        done.stderr.strip() == "error: unknown task 'foldcloth': choose one of pushcube, pickcube, stackcube"
-    )
+    assert done.stderr.strip() == "error: unknown task 'foldcloth': choose one of pushcube, pickcube, stackcube"
