@@ -115,6 +115,7 @@ def write_mp4(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
         stderr=subprocess.PIPE,
         process_group=0,
     ) as ffmpeg:
+        assert ffmpeg.stdin is not None
         # Where ffmpeg gives up early, what it said is the better message.
         with contextlib.suppress(BrokenPipeError):
             for picture in itertools.chain([first], pictures):
