@@ -2,7 +2,8 @@
 
 When a copy is made, torch to jax:
   never   float32, float16, bfloat16, uint8, int8..int32, bool; contiguous; on the CPU also 64-byte aligned. A
-          ManiSkill picture is all that (its buffer is a large allocation, and torch aligns those to 64 bytes).
+          ManiSkill picture is all that: torch aligns what it allocates to 64 bytes. (The `default` shader's: the
+          `minimal` one's RGB is a strided view of RGBA.)
   always  float64 and int64, which jax (without x64) does not have: they become float32 and int32.
   always  strided or expanded tensors, which jax's importer refuses: `get_qpos()` of a part, a transposed picture.
   on CPU  where the address is no multiple of 64, because XLA's vector code assumes it: slices that start inside a

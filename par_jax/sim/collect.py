@@ -21,7 +21,6 @@ from tqdm import tqdm
 from par_jax.data import episodes as disk
 from par_jax.errors import UserError
 from par_jax.sim import vulkan
-from par_jax.sim.replay import read_index
 from par_jax.sim.simulator import CAMERA, SHADER, resolve_device
 from par_jax.sim.workers import Worker
 from par_jax.tasks import check_control_mode, get_task
@@ -180,6 +179,9 @@ def collect(settings: Settings, folder: Path, episodes: int, workers: int) -> st
     check_control_mode(settings.control_mode)
     described = describe(settings)
     if settings.trajectories:
+        # Imported here: it brings torch, and a bad flag should be refused in a second.
+        from par_jax.sim.replay import read_index
+
         index = read_index(Path(settings.trajectories), settings.task, settings.control_mode)
         episodes = min(episodes, len(index))
     vulkan.check(described["device"])
