@@ -220,7 +220,7 @@ def _fill(settings: Settings, folder: Path, meta: dict[str, Any], workers: int) 
                 running[worker] = [seed, 0]
             if not running:
                 return
-            by_connection = {worker.connection: worker for worker in running}
+            by_connection: dict[Any, Worker] = {worker.connection: worker for worker in running}
             for connection in wait(list(by_connection)):
                 worker = by_connection[connection]
                 message = worker.receive()

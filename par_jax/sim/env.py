@@ -5,6 +5,7 @@ Axes: B environments, H W picture, A action numbers.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ class Env:
         """
         get_task(task)
         on_cpu = device == "cpu"
-        arguments = dict(task=task, control_mode=control_mode, picture_size=picture_size, device=device)
+        arguments: dict[str, Any] = dict(task=task, control_mode=control_mode, picture_size=picture_size, device=device)
         if on_cpu and num_envs > 1:
             self.simulator: Simulator | Processes = Processes([1] * num_envs, **arguments)
         elif apart:

@@ -6,6 +6,8 @@ Lengths in metres, angles in radians, in the world's frame (the table's surface 
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +42,7 @@ def limited(delta: np.ndarray, length: float = SPEED) -> np.ndarray:
     return delta if norm <= length else delta * (length / norm)
 
 
-def _array(tensor) -> np.ndarray:
+def _array(tensor: Any) -> np.ndarray:
     return tensor[0].cpu().numpy().astype(np.float64)
 
 
@@ -56,7 +58,7 @@ class Push:
     HIGH = 0.09
     LOW = 0.015
 
-    def __init__(self, env):
+    def __init__(self, env: Any):
         """Args: env: ManiSkill's PushCube with one scene."""
         self.env = env
         self.pushing = False
@@ -92,7 +94,7 @@ class Push:
 class Pick:
     """Grasps a cube from above and carries it: shared by PickCube and StackCube."""
 
-    def __init__(self, env, cube):
+    def __init__(self, env: Any, cube: Any):
         """Args: env: ManiSkill's environment with one scene; cube: the actor to grasp."""
         self.env = env
         self.cube = cube
@@ -132,7 +134,7 @@ class Pick:
 class PickToGoal(Pick):
     """PickCube: grasp, then bring the cube to the goal and hold it there."""
 
-    def __init__(self, env):
+    def __init__(self, env: Any):
         """Args: env: ManiSkill's PickCube with one scene."""
         super().__init__(env, env.cube)
 
@@ -148,7 +150,7 @@ class PickToGoal(Pick):
 class Stack(Pick):
     """StackCube: grasp the red cube along its sides, carry it over the green one, lower, let go, rise."""
 
-    def __init__(self, env):
+    def __init__(self, env: Any):
         """Args: env: ManiSkill's StackCube with one scene."""
         super().__init__(env, env.cubeA)
         self.released_for = 0
@@ -187,4 +189,4 @@ class Stack(Pick):
         return Move(limited(LEAD * delta), 0.0, CLOSED)
 
 
-EXPERTS = {"pushcube": Push, "pickcube": PickToGoal, "stackcube": Stack}
+EXPERTS: dict[str, Callable[[Any], Callable[[], Move]]] = {"pushcube": Push, "pickcube": PickToGoal, "stackcube": Stack}

@@ -337,7 +337,7 @@ class EnvPool:
 
     def ready(self, indices: Sequence[int], timeout: float | None = None) -> list[int]:
         """Those of `indices` whose result waits; blocks until there is one, or `timeout` seconds."""
-        by_connection = {self.workers[i].connection: i for i in indices}
+        by_connection: dict[Any, int] = {self.workers[i].connection: i for i in indices}
         return sorted(by_connection[connection] for connection in wait(list(by_connection), timeout))
 
     def reset(self, i: int, seed: int) -> np.ndarray:

@@ -62,3 +62,33 @@ def test_a_machine_without_drivers_is_recognised():
     assert run.returncode == 1
     assert "mesa-vulkan-drivers" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def script(tmp_path, user, **environment):
+    """tools/vulkan.sh, run as `user`, with an apt-get that only writes down what it was asked."""
+    (tmp_path / "apt-get").write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\n')
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+    for stub in tmp_path.iterdir():
+        stub.chmod(0o755)
+    run = subprocess.run(
+        ["sh", "tools/vulkan.sh", sys.executable],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    asked = tmp_path / "asked"
+    return run.stdout + run.stderr, asked.read_text() if asked.exists() else ""
+
+
+def test_script_leaves_a_working_driver_alone(tmp_path):
+    said, asked = script(tmp_path, 0)
+    assert "nothing to install" in said
+    assert not asked
+
+
+def test_script_without_root_says_what_to_install(tmp_path):
+    said, asked = script(tmp_path, 1000, VK_ICD_FILENAMES="/nonexistent")
+    assert "nothing was installed" in said
+    assert "mesa-vulkan-drivers" in said
+    assert not asked
