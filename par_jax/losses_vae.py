@@ -44,7 +44,8 @@ def vae_loss(
     weight = motion_weight(pictures) if weight is None else weight
     mean, logvar = (part.astype(jnp.float32) for part in vae.moments(pictures))
     drawn = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, jnp.float32)
-    error = vae.decode_frames(vae.scale(drawn.astype(pictures.dtype))).astype(jnp.float32) - pictures
+    seen = vae.decode_frames(vae.scale(drawn).astype(pictures.dtype))
+    error = seen.astype(jnp.float32) - pictures.astype(jnp.float32)
     reconstruction = (weight * jnp.abs(error)).mean()
     kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean()
     psnr = 10 * jnp.log10(4 / jnp.square(error).mean())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from par_jax.config import VAEConfig
-from par_jax.nn.conv import Conv, GroupNorm, upsample_linear, upsample_nearest
+from par_jax.nn.conv import Conv, GroupNorm, draw, upsample_linear, upsample_nearest
 
 # Long clips pass in pieces that share one frame (one latent) with the piece before.
 FRAMES_A_PIECE = 17
@@ -23,8 +23,7 @@ class Dense(nnx.Module):
     """An affine map of the last axis; `kernel` is [in, out]."""
 
     def __init__(self, features_in: int, features_out: int, *, rngs: nnx.Rngs):
-        kernel = jax.random.normal(rngs.params(), (features_in, features_out), jnp.float32)
-        self.kernel = nnx.Param(kernel * features_in**-0.5)
+        self.kernel = nnx.Param(draw(rngs.params(), (features_in, features_out), features_in**-0.5))
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -247,9 +246,9 @@ class Decoder(nnx.Module):
 class VAE(nnx.Module):
     """Encoder and decoder with NOVA's conventions; all arrays are channel-last, pictures in -1..1.
 
-    A clip is causal in time: T = 1 + s(T' - 1) frames, s = 4 at NOVA's four blocks of which two are 3D. It passes
-    in pieces of 17 frames (5 latents) that share one with the piece before; frames after the last whole piece
-    are dropped, as NOVA drops them, where the clip is longer than one piece.
+    A clip is causal in time: T = 1 + s(T' - 1) frames, s = 4 at NOVA's four blocks of which two are 3D. It
+    passes in pieces of 17 frames (5 latents) that share one with the piece before; frames after the last
+    whole piece are dropped, as NOVA drops them, where the clip is longer than one piece.
     """
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
@@ -275,14 +274,13 @@ class VAE(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
         self.quant_conv = (
-            Conv(2 * channels, 2 * channels, 1, volumetric=volumetric, rngs=rngs)
-            if config.use_quant_conv
-            else None
+            Conv(2 * channels, 2 * channels, 1, volumetric=volumetric, rngs=rngs) if config.use_quant_conv else None
         )
+        if self.quant_conv is not None:
+            # Latents are drawn with a small deviation at first, so that the decoder has something to learn from.
+            self.quant_conv.bias[...] = jnp.repeat(jnp.asarray([0.0, -4.0]), channels)
         self.post_quant_conv = (
-            Conv(channels, channels, 1, volumetric=volumetric, rngs=rngs)
-            if config.use_post_quant_conv
-            else None
+            Conv(channels, channels, 1, volumetric=volumetric, rngs=rngs) if config.use_post_quant_conv else None
         )
 
     def moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
