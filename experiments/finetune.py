@@ -68,10 +68,11 @@ def choose_device(device: str) -> None:
 
 
 def keep_compiled(workdir: Path) -> None:
-    """Keeps compiled programs in the run's folder, so that a resumed run starts in seconds."""
+    """Keeps compiled programs in the run's folder, or in $JAX_COMPILATION_CACHE_DIR: a resumed run starts soon."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
