@@ -7,7 +7,10 @@ TORCH := torch==2.13.0
 
 DEMO_DATA := data/demo
 DEMO_RUN := runs/demo
-DEMO_OUT := $(DEMO_RUN)/rollout
+DEMO_OUT := $(DEMO_RUN)/rdt
+# What two cores do in a quarter of an hour.
+DEMO_VAE_STEPS := 400
+DEMO_STEPS := 1500
 
 .PHONY: venv demo test test-slow lint clean
 
@@ -21,12 +24,13 @@ $(STAMP): setup.cfg pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --editable . --no-deps
-	sh tools/vulkan.sh
+	sh tools/vulkan.sh $(BIN)/python
 	touch $(STAMP)
 
 demo: venv
 	$(BIN)/python -m experiments.collect --task=pushcube --episodes=200 --out=$(DEMO_DATA) --workers=2
-	$(BIN)/python -m experiments.finetune --task=pushcube --preset=tiny --data=$(DEMO_DATA) --workdir=$(DEMO_RUN)
+	$(BIN)/python -m experiments.finetune --task=pushcube --preset=tiny --data=$(DEMO_DATA) --workdir=$(DEMO_RUN) \
+	  --vae_steps=$(DEMO_VAE_STEPS) --steps=$(DEMO_STEPS)
 	$(BIN)/python -m experiments.rollout --checkpoint=$(DEMO_RUN) --task=pushcube --protocol=rdt --episodes=25 \
 	  --out=$(DEMO_OUT) --workers=2
 	$(BIN)/python -m experiments.curves --workdir=$(DEMO_RUN) --rollout=$(DEMO_OUT)

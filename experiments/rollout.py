@@ -6,6 +6,7 @@ Writes `settings.json`; `rollouts.jsonl`, one line a rollout, as they finish; `v
 beside the predicted ones; at the end `summary.json`. Typed again it goes on where it stopped.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,8 +119,10 @@ def roll_out(
     runner.warm_up(robots[0].reset(missing[0].seed), predict_frame=any(trial in filmed for trial in missing))
     done = len(trials) - len(missing)
     wins = sum(row["success"] for row in results.of([trial for trial in trials if trial not in missing]))
-    with tqdm(total=len(trials), initial=done, unit="rollout", dynamic_ncols=True, disable=None) as bar:
-        for row in runner.run(robots, missing, make):
+    bar = tqdm(total=len(trials), initial=done, unit="rollout", dynamic_ncols=True, disable=None)
+    # Closing the rows, whatever ends this loop, stops the rollouts under way.
+    with bar, contextlib.closing(runner.run(robots, missing, make)) as rows:
+        for row in rows:
             results.append({"task": task, **row})
             done, wins = done + 1, wins + row["success"]
             how = "success" if row["success"] else "no success"

@@ -8,7 +8,7 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
@@ -142,7 +142,7 @@ class Runner:
         robots: Sequence[Robot],
         trials: Sequence[Trial],
         make: Callable[[Robot, Trial], dict[str, Any]],
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any]]:
         """Yields what `make` returns for each trial, in the order in which they finish.
 
         Args:

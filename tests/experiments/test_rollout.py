@@ -1,10 +1,12 @@
-"""The command around a fake policy and a fake simulator; the real ones are in the slow test at the end."""
+"""The command around a fake policy and a fake simulator, and at the end around the real ones."""
 
+import dataclasses
 import errno
+import functools
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import rollout
-from par_jax import evaluation
+from par_jax import checkpoint, evaluation
+from par_jax.config import to_dict
 from par_jax.errors import UserError
+from par_jax.model.par import PAR
+from par_jax.model.vae import VAE
+from tests import demos
 
 _META = {
     "stage": "policy",
@@ -252,3 +259,51 @@ def test_the_shell_sees_one_sentence_and_a_status():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: unknown task 'foldcloth': choose one of pushcube, pickcube, stackcube"
+
+
+def _untrained(folder: Path, make: Any, meta: dict) -> None:
+    """A run's folder with random parameters; drawing those that training starts from would be compiled first."""
+    random = np.random.default_rng(0)
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0)))))
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+    checkpoint.write_json(folder / "config.json", meta)
+    with closing(checkpoint.Checkpoints(folder)) as checkpoints:
+        checkpoints.save(1, {"ema": params}, {})
+
+
+def test_a_checkpoint_rolls_out_in_the_real_simulator_the_same_twice(tmp_path, monkeypatch):
+    """The robot of an untrained policy flails, but always in the same way."""
+    pytest.importorskip("mani_skill")
+    config = demos.SMALL
+    meta = _META | {
+        "config": to_dict(config),
+        "dataset": {"control_mode": "pd_joint_pos", "picture_size": list(config.picture.size)},
+        "statistics": {"low": [-1.0] * 8, "high": [1.0] * 8},
+    }
+    _untrained(tmp_path / "run", lambda rngs: PAR(config, rngs=rngs), meta)
+    _untrained(tmp_path / "run" / "vae", lambda rngs: VAE(config.vae, rngs=rngs), meta | {"stage": "vae"})
+    short = dataclasses.replace(evaluation.PROTOCOLS["rdt"], max_steps=20)
+    monkeypatch.setitem(evaluation.PROTOCOLS, "rdt", short)
+    monkeypatch.setattr(rollout.Policy, "load", functools.cache(rollout.Policy.load))  # compiled once
+    made = []
+    for workers, videos in ((1, 0), (2, 1)):
+        flags = {
+            "checkpoint": str(tmp_path / "run"),
+            "task": "pushcube",
+            "out": str(tmp_path / f"out{workers}"),
+            "protocol": "rdt",
+            "episodes": 3,
+            "seed": 0,
+            "workers": workers,
+            "videos": videos,
+            "overwrite": False,
+            "device": "auto",
+        }
+        monkeypatch.setattr(rollout, "FLAGS", SimpleNamespace(**flags))
+        rollout.main()
+        made.append([row | {"filmed": None} for row in _rows(tmp_path / f"out{workers}")])
+    assert made[0] == made[1]
+    assert len({row["return"] for row in made[0]}) == 3
+    summary = json.loads((tmp_path / "out2" / "summary.json").read_text())
+    assert summary["checkpoint"] | {"checksum": 0} == {"preset": "small-test", "step": 1, "checksum": 0}
+    assert (tmp_path / "out2" / "videos" / "20241201-0.mp4").stat().st_size > 1000
