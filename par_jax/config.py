@@ -8,7 +8,9 @@ from typing import Any
 class VAEConfig:
     """The frame VAE (OpenSora's causal 3D VAE, used by NOVA; here one latent a frame).
 
-    Attributes mirror `vae/config.json` of a NOVA checkpoint.
+    Attributes mirror `vae/config.json` of a NOVA checkpoint, but for `patch`: squares of `patch` pixels a side become
+    channels before the first convolution, and pixels again after the last. NOVA's is 1; a small VAE that is trained
+    on a CPU spends its time at the full resolution otherwise.
     """
 
     in_channels: int = 3
@@ -26,13 +28,14 @@ class VAEConfig:
     norm_num_groups: int = 32
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+    patch: int = 1
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
 
     @property
     def stride(self) -> int:
         """Pixels a latent, along height and along width."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return self.patch * 2 ** (len(self.block_out_channels) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ class ModelConfig:
     """
 
     width: int = 192
-    heads: int = 6
+    heads: int = 3
     video_depth: int = 4
     frame_depth: int = 4
     video_patch: int = 2
@@ -76,7 +79,7 @@ class ModelConfig:
     frame_head_depth: int = 3
     action_head_width: int = 192
     action_head_depth: int = 3
-    action_head_heads: int = 6
+    action_head_heads: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +95,18 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PictureConfig:
-    """Pixels: what the camera gives and the centre crop that the model sees (height, width)."""
+    """Pixels: what the camera gives and the crop of it that the model sees (height, width).
+
+    Attributes:
+      size: of the camera's picture.
+      crop: of what the model sees.
+      offset: how far the crop's centre lies below and right of the picture's.
+      shift: most by which training moves the crop, either way.
+    """
 
     size: tuple[int, int] = (128, 128)
     crop: tuple[int, int] = (96, 96)
+    offset: tuple[int, int] = (0, 0)
     shift: int = 2
 
 
@@ -119,7 +130,7 @@ class TrainConfig:
     weight_decay: float = 0.02
     clip: float = 1.0
     ema: float = 0.995
-    packages: int = 5
+    packages: int = 4
     history_dropout: float = 0.3
     frame_share: float = 0.25
     start_share: float = 0.25
@@ -154,15 +165,21 @@ class Config:
 
 TINY = Config(
     name="tiny",
-    picture=PictureConfig(),
+    picture=PictureConfig(offset=(10, 0)),
     vae=VAEConfig(
-        block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock3D"),
+        up_block_types=("UpDecoderBlock3D",) * 2,
+        block_out_channels=(64, 96),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        patch=4,
     ),
     text=TextConfig(),
     model=ModelConfig(),
     diffusion=DiffusionConfig(),
     train=TrainConfig(steps=3000, batch=16),
-    vae_train=TrainConfig(steps=600, batch=16, learning_rate=2e-3, weight_decay=0.0, ema=0.99, warmup=50),
+    vae_train=TrainConfig(steps=800, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.98, warmup=50),
 )
 
 PRESETS: dict[str, Config] = {"tiny": TINY}

@@ -100,6 +100,10 @@ class Policy:
         text = tokenize(instruction, self.config.text.tokens, self.config.text.vocabulary)
         return self._init(self.params, text, key)
 
+    def view(self, picture: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+        """The crop of a picture [H, W, 3] that the policy sees, and predicts: [h, w, 3]."""
+        return crop(picture, self.config.picture)
+
     def act(
         self, carry: Carry, picture: np.ndarray | jax.Array, predict_frame: bool = False
     ) -> tuple[Carry, jax.Array, Info]:
@@ -113,8 +117,7 @@ class Policy:
         Returns:
           The new carry, the actions [L, A] float32 in the controller's units, and what else there is to tell.
         """
-        view = crop(picture, self.config.picture)
         key = jax.random.fold_in(carry.key, 1)
-        carry, actions, z_o = self._act(self.params, carry, view)
+        carry, actions, z_o = self._act(self.params, carry, self.view(picture))
         predicted = np.asarray(self._predict(self.params, z_o, key)) if predict_frame else None
         return carry, actions, Info(predicted)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from par_jax.evaluation import Trial
-from par_jax.video import Film, crop_centre
+from par_jax.video import Film
 
 
 class Outcome(Protocol):
@@ -50,6 +50,9 @@ class Actor(Protocol):
 
     def init(self, key: jax.Array, instruction: str) -> Any:
         """The carry at the start of an episode."""
+
+    def view(self, picture: np.ndarray) -> np.ndarray:
+        """What of a picture the policy sees, and predicts."""
 
     def act(self, carry: Any, picture: np.ndarray, predict_frame: bool = False) -> tuple[Any, Any, Any]:
         """(carry, actions f32 [L, A], info with `predicted`: uint8 [h, w, 3] or None)."""
@@ -120,8 +123,7 @@ class Runner:
             picture = outcome.pictures[-1]
             executed.extend(outcome.pictures)
         if film is not None:
-            size = film.predicted[0].shape[:2] if film.predicted else picture.shape[:2]
-            film.executed.extend(crop_centre(shown, size) for shown in executed)
+            film.executed.extend(self.policy.view(shown) for shown in executed)
         return {
             "seed": trial.seed,
             "policy_seed": trial.policy_seed,

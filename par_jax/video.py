@@ -48,12 +48,6 @@ class Film:
         self.due.append(due)
 
 
-def crop_centre(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle `size` (height, width) of a picture [H, W, C]."""
-    top, left = (picture.shape[0] - size[0]) // 2, (picture.shape[1] - size[1]) // 2
-    return picture[top : top + size[0], left : left + size[1]]
-
-
 def frames(film: Film) -> Iterator[np.ndarray]:
     """Pictures of the video at control rate, uint8 [H, W, 3] with even H and W.
 

@@ -36,6 +36,9 @@ class NoisyPolicy:
         assert instruction == "go"
         return key, jnp.zeros((), jnp.float32)
 
+    def view(self, picture: np.ndarray) -> np.ndarray:
+        return picture[2:6, 2:6]
+
     def act(self, carry: Any, picture: np.ndarray, predict_frame: bool = False) -> tuple[Any, jax.Array, Info]:
         self.inside += 1
         assert self.inside == 1, "two robots at once"

@@ -70,9 +70,3 @@ def test_the_mp4_plays_back_what_was_written(tmp_path):
 def test_a_video_that_cannot_be_written_says_so(tmp_path):
     with pytest.raises(OSError):
         video.write_mp4(tmp_path / "no" / "folder.mp4", video.frames(_film(100)), fps=20)
-
-
-def test_the_centre_crop_has_equal_margins():
-    picture = np.arange(128 * 100 * 3).reshape(128, 100, 3)
-    crop = video.crop_centre(picture, (96, 90))
-    assert np.array_equal(crop, picture[16:112, 5:95])

@@ -66,7 +66,7 @@ def encode_all(
     """
     lengths = episodes.lengths() + 1
     seeds = [int(np.ravel(episodes.numbers(i)["seed"])[0]) for i in range(len(episodes))]
-    parts = [vae, episodes.meta, seeds, lengths.tolist(), config.crop, shift.tolist(), latent_shape]
+    parts = [vae, episodes.meta, seeds, lengths.tolist(), config.crop, config.offset, shift.tolist(), latent_shape]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"latents-{name}.npy"
     if not path.exists():

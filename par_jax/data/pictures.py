@@ -27,19 +27,20 @@ class Demonstrations(Protocol):
 
 
 def crop(pictures: np.ndarray, config: PictureConfig, shift: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """The centre crop, `shift` pixels further down and right.
+    """The crop that the model sees, `shift` pixels further down and right.
 
     Args:
       pictures: [..., H, W, 3].
-      config: gives the crop's height and width.
+      config: gives the crop's size and place.
       shift: whole pixels; what would leave the picture stays at its edge.
 
     Returns:
       A view [..., crop height, crop width, 3].
     """
     places = []
-    for size, wanted, moved in zip(pictures.shape[-3:-1], config.crop, shift, strict=True):
-        first = min(max((size - wanted) // 2 + int(moved), 0), size - wanted)
+    sizes = zip(pictures.shape[-3:-1], config.crop, config.offset, shift, strict=True)
+    for size, wanted, offset, moved in sizes:
+        first = min(max((size - wanted) // 2 + offset + int(moved), 0), size - wanted)
         places.append(slice(first, first + wanted))
     return pictures[..., *places, :]
 

@@ -101,7 +101,15 @@ class ActionHead(nnx.Module):
     """
 
     def __init__(
-        self, action_dim: int, chunk: int, cond_dim: int, width: int, depth: int, heads: int, *, rngs: nnx.Rngs
+        self,
+        action_dim: int,
+        chunk: int,
+        cond_dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        rngs: nnx.Rngs,
     ):
         zeros = nnx.initializers.zeros
         self.embed = nnx.Linear(action_dim, width, rngs=rngs)

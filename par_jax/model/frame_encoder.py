@@ -23,9 +23,7 @@ class FrameEncoder(nnx.Module):
         self.config, self.grid = config, grid
         self.patch_embed = nnx.Linear(token_dim, config.width, rngs=rngs)
         self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (config.width,)))
-        self.stack = Stack(
-            lambda r: Block(config.width, config.heads, rngs=r), config.frame_depth, rngs=rngs
-        )
+        self.stack = Stack(lambda r: Block(config.width, config.heads, rngs=r), config.frame_depth, rngs=rngs)
         self.norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
 
     def __call__(

@@ -13,6 +13,7 @@ from flax import nnx
 
 from par_jax.config import VAEConfig
 from par_jax.nn.conv import Conv, GroupNorm, draw, upsample_linear, upsample_nearest
+from par_jax.nn.layers import patchify, unpatchify
 
 # Long clips pass in pieces that share one frame (one latent) with the piece before.
 FRAMES_A_PIECE = 17
@@ -179,7 +180,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         widths, groups = config.block_out_channels, config.norm_num_groups
         volumetric = [is_volumetric(name) for name in config.down_block_types]
-        self.conv_in = Conv(config.in_channels, widths[0], rngs=rngs)
+        self.conv_in = Conv(config.in_channels * config.patch**2, widths[0], rngs=rngs)
         self.down_blocks = nnx.List(
             DownBlock(
                 widths[max(i - 1, 0)],
@@ -233,7 +234,9 @@ class Decoder(nnx.Module):
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = GroupNorm(widths[-1], groups)
-        self.conv_out = Conv(widths[-1], config.out_channels, volumetric=volumetric[-1], rngs=rngs)
+        self.conv_out = Conv(
+            widths[-1], config.out_channels * config.patch**2, volumetric=volumetric[-1], rngs=rngs
+        )
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """[N, h, w, C] -> [N, H, W, 3], or [B, T', h, w, C] -> [B, T, H, W, 3]."""
@@ -292,7 +295,7 @@ class VAE(nnx.Module):
         Returns:
           Two arrays [N, h, w, C] or [B, T', h, w, C]; the log-variance is clipped to -30..20.
         """
-        z = self.encoder(x)
+        z = self.encoder(_fold(x, self.config.patch))
         z = z if self.quant_conv is None else self.quant_conv(z)
         mean, logvar = jnp.split(z, 2, -1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
@@ -341,7 +344,8 @@ class VAE(nnx.Module):
         return z * (1 / self.config.scaling_factor) + self.config.shift_factor
 
     def _decode_piece(self, z: jax.Array) -> jax.Array:
-        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        x = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        return _unfold(x, self.config.patch)
 
     def _pieces(self, length: int, piece: int) -> list[slice]:
         if length <= piece or not is_volumetric(self.config.up_block_types[-1]):
@@ -352,6 +356,18 @@ class VAE(nnx.Module):
 def is_volumetric(block_type: str) -> bool:
     """Whether a block of this name, as in a checkpoint's config.json, convolves over time."""
     return "Block2D" not in block_type
+
+
+def _fold(x: jax.Array, patch: int) -> jax.Array:
+    """Squares of `patch` pixels a side to channels: [..., H, W, C] -> [..., H/p, W/p, p*p*C]."""
+    *lead, height, width, _ = x.shape
+    return patchify(x, patch).reshape(*lead, height // patch, width // patch, -1)
+
+
+def _unfold(x: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `_fold`."""
+    *lead, height, width, channels = x.shape
+    return unpatchify(x.reshape(*lead, height * width, channels), patch, height * patch, width * patch)
 
 
 def _as_clip(x: jax.Array, clip: tuple[int, ...]) -> jax.Array:

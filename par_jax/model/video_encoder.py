@@ -24,9 +24,7 @@ class VideoEncoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, grid: tuple[int, int], text: int, *, rngs: nnx.Rngs):
         self.config, self.grid, self.text = config, grid, text
-        self.stack = Stack(
-            lambda r: Block(config.width, config.heads, rngs=r), config.video_depth, rngs=rngs
-        )
+        self.stack = Stack(lambda r: Block(config.width, config.heads, rngs=r), config.video_depth, rngs=rngs)
         self.norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
 
     @property

@@ -38,9 +38,10 @@ class Step:
 class Env:
     """B environments of one task.
 
-    One on a CPU lives in this process. Many on a CPU live in a process each. Many on a GPU are one batched ManiSkill
-    scene in this process, whose tensors never leave the GPU; with `apart=True` in one of its own, for machines where
-    torch's and jax's CUDA libraries clash (pictures then travel through the host).
+    One lives in this process, with its physics on the CPU. Many on a CPU live in a process each. Many on a GPU are one
+    batched ManiSkill scene in this process, whose tensors never leave the GPU. With `apart=True` either lives in a
+    process of its own, for machines where torch's and jax's CUDA libraries clash (pictures then travel through the
+    host).
 
     Attributes:
       num_envs: B.
@@ -66,11 +67,12 @@ class Env:
           picture_size: height and width, pixels.
           max_steps: step limit of an episode.
           num_envs: B.
-          device: `cpu`, or `cuda` or `gpu`.
+          device: `cpu`, or `cuda` or `gpu`: as `par_jax.sim.simulator.Simulator` takes it.
           apart: keep torch's CUDA out of this process.
 
         Raises:
-          UserError: unknown task or control mode, no usable Vulkan driver, no GPU (torch's; and jax's unless `apart`).
+          UserError: unknown task or control mode, no usable Vulkan driver, no GPU that torch can use, or none
+            that jax can where CUDA tensors come its way.
         """
         get_task(task)
         on_cpu = device == "cpu"
@@ -81,7 +83,7 @@ class Env:
             self.simulator = Processes([num_envs], **arguments)
         else:
             self.simulator = Simulator(**arguments, num_envs=num_envs)
-            if not on_cpu and jax.default_backend() != "gpu":
+            if self.simulator.on_gpu and jax.default_backend() != "gpu":
                 self.simulator.close()
                 raise UserError(
                     "--device=gpu was asked for, but jax has no GPU here: install jax[cuda13] (or jax[cuda12]), or use "

@@ -43,14 +43,18 @@ def resolve_device(device: str) -> str:
 
 
 class Simulator:
-    """One ManiSkill scene on the CPU, or `num_envs` batched ones on a GPU.
+    """One ManiSkill scene whose physics runs on the CPU, or `num_envs` > 1 batched ones on a GPU.
 
-    Making it takes seconds and so does the first picture: make one and reset it. On a CPU the episode of a seed and its
-    actions depend on nothing else, to the last bit. On a GPU the initial state does not. (torch's CPU and CUDA
-    generators differ, so the two devices give a seed different initial states.)
+    Making it takes seconds and so does the first picture: make one and reset it.
+
+    One scene: `device` says where pictures are drawn; an episode depends on its seed and actions alone, to the last
+    bit, and evaluation protocols mean these initial states. Many: physics and pictures on the GPU; the initial state
+    depends on the seed alone, but it is another one (torch's CPU and CUDA generators differ), and sums have no fixed
+    order.
 
     Attributes:
       env: ManiSkill's own environment, for the expert's privileged view.
+      on_gpu: whether actions, rewards and pictures are CUDA tensors.
       action_dim: A.
       control_freq: control steps a second.
     """
@@ -70,7 +74,7 @@ class Simulator:
           task: a name in `par_jax.tasks.TASKS`.
           control_mode: one of `par_jax.tasks.CONTROL_MODES`.
           picture_size: height and width of pictures, pixels.
-          num_envs: B; more than one needs `device="cuda"`.
+          num_envs: B; more than one needs a GPU.
           device: `cpu`, `cuda` or `gpu`.
           reward: whether steps compute ManiSkill's normalised dense reward (zeros otherwise, and faster).
 
@@ -90,7 +94,6 @@ class Simulator:
 
         torch.set_num_threads(1)
         height, width = picture_size
-        backend = "physx_cpu" if device == "cpu" else "physx_cuda"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._wrapped = gymnasium.make(
@@ -101,7 +104,7 @@ class Simulator:
                 reward_mode="normalized_dense" if reward else "none",
                 render_mode="rgb_array",
                 human_render_camera_configs=dict(width=width, height=height, shader_pack=SHADER),
-                sim_backend=backend,
+                sim_backend="physx_cuda" if num_envs > 1 else "physx_cpu",
                 render_backend="cpu" if device == "cpu" else "cuda",
             )
         # Rebuilding a scene calls gc.collect(), which would walk all of torch and jax: 240 of 300 ms.
@@ -110,7 +113,7 @@ class Simulator:
         self.task = task
         self.control_mode = control_mode
         self.num_envs = num_envs
-        self.device = device
+        self.on_gpu = num_envs > 1
         self.env = self._wrapped.unwrapped
         self.action_dim = int(self.env.single_action_space.shape[0])
         self.control_freq = int(self.env.control_freq)
@@ -118,13 +121,13 @@ class Simulator:
     def reset(self, seeds: Sequence[int]) -> None:
         """Starts the episodes of `seeds` (B of them).
 
-        On the CPU the scene is built anew (about 50 ms): PhysX keeps traces of what it simulated before, and they grow
-        to centimetres once a cube is pushed. On the GPU, whose sums have no fixed order anyway, each environment is
-        reset by itself, so that its initial state depends on its own seed.
+        One scene is built anew (about 50 ms): PhysX keeps traces of what it simulated before, and they grow to
+        centimetres once a cube is pushed. Of many, each is reset by itself: ManiSkill would draw all their states from
+        the first seed.
         """
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
-        if self.device == "cpu":
+        if not self.on_gpu:
             self.env.reset(seed=int(seeds[0]), options={"reconfigure": True})
             return
         import torch
@@ -139,10 +142,10 @@ class Simulator:
         """Executes one control step.
 
         Args:
-          action: torch float32 [B, A] on the simulator's device (or a numpy array), in the control mode's units.
+          action: torch float32 [B, A], on the GPU if `on_gpu` (or a numpy array), in the control mode's units.
 
         Returns:
-          reward f32 [B] and success bool [B], torch tensors on the simulator's device.
+          reward f32 [B] and success bool [B], torch tensors, on the GPU if `on_gpu`.
         """
         _, reward, _, _, info = self.env.step(action)
         return reward, info["success"]
@@ -156,9 +159,9 @@ class Simulator:
         return self.env.agent.robot.get_qpos()
 
     def picture(self):
-        """What the human render camera sees: torch uint8 [B, H, W, 3] on the simulator's device.
+        """What the human render camera sees: torch uint8 [B, H, W, 3], on the GPU if `on_gpu`.
 
-        The tensor is the renderer's own buffer where the backend allows it: copy what must outlive the next call.
+        There it is the renderer's own buffer: copy what must outlive the next call. On the CPU it is a fresh one.
         """
         return self.env.render_rgb_array()
 

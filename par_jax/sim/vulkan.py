@@ -84,7 +84,9 @@ def choose_software_driver() -> None:
 
 def _library() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("sapien")
-    bundled = sorted((Path(spec.origin).parent / "vulkan_library").glob("libvulkan.so*")) if spec and spec.origin else []
+    bundled = (
+        sorted((Path(spec.origin).parent / "vulkan_library").glob("libvulkan.so*")) if spec and spec.origin else []
+    )
     for name in ["libvulkan.so.1", *map(str, bundled)]:
         try:
             return ctypes.CDLL(name)
