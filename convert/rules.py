@@ -6,6 +6,7 @@ axes. Within one table exactly one rule matches each name.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 # PyTorch keeps [out, in, ...taps]; ours are [...taps, in, out]. By number of axes.
 KERNEL = {2: (1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
@@ -24,7 +25,7 @@ class Rule:
 
     name: str
     path: str
-    axes: dict[int, tuple[int, ...]]
+    axes: Mapping[int, tuple[int, ...]]
 
 
 VAE = (

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
@@ -77,7 +77,7 @@ def keep_compiled(workdir: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def changed(train: TrainConfig, **values: object) -> TrainConfig:
+def changed(train: TrainConfig, **values: Any) -> TrainConfig:
     """`train` with the values that are not None."""
     return dataclasses.replace(train, **{name: value for name, value in values.items() if value is not None})
 

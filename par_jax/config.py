@@ -78,7 +78,7 @@ class ModelConfig:
     frame_head_width: int = 192
     frame_head_depth: int = 3
     action_head_width: int = 192
-    action_head_depth: int = 3
+    action_head_depth: int = 2
     action_head_heads: int = 3
 
 
@@ -132,7 +132,7 @@ class TrainConfig:
     ema: float = 0.995
     packages: int = 4
     history_dropout: float = 0.3
-    frame_share: float = 0.25
+    frame_share: float = 0.2
     start_share: float = 0.25
     dtype: str = "float32"
 
@@ -178,7 +178,7 @@ TINY = Config(
     text=TextConfig(),
     model=ModelConfig(),
     diffusion=DiffusionConfig(),
-    train=TrainConfig(steps=3000, batch=16),
+    train=TrainConfig(steps=1300, batch=16),
     vae_train=TrainConfig(steps=800, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.98, warmup=50),
 )
 
@@ -213,8 +213,6 @@ def differences(a: dict, b: dict, prefix: str = "") -> list[str]:
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             out += differences(left, right, f"{prefix}{key}.")
-        elif (list(left) if isinstance(left, tuple) else left) != (
-            list(right) if isinstance(right, tuple) else right
-        ):
+        elif (list(left) if isinstance(left, tuple) else left) != (list(right) if isinstance(right, tuple) else right):
             out.append(f"{prefix}{key}: {left} != {right}")
     return out

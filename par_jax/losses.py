@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from par_jax.diffusion import SCHEDULES
 from par_jax.model.par import PAR
 from par_jax.nn.layers import patchify
-from par_jax.sampling import decode_actions
+from par_jax.sampling import decode_actions, random_order
 from par_jax.types import Batch
 
 Metrics = dict[str, jax.Array]
@@ -36,9 +36,7 @@ def policy_loss(model: PAR, batch: Batch, key: jax.Array) -> tuple[jax.Array, Me
     return frame + action, {"frame_loss": frame, "action_loss": action}
 
 
-def encode(
-    model: PAR, batch: Batch, alone: jax.Array, key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def encode(model: PAR, batch: Batch, alone: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Z_O [B, N, K_o, E] and Z_A [B, N, L, E] of a batch.
 
     Args:
@@ -80,15 +78,14 @@ def frame_loss(model: PAR, z_o: jax.Array, batch: Batch, key: jax.Array) -> jax.
 
     frames = patchify(batch.latents[:, 1:], m.frame_patch)
     b, n, k, _ = frames.shape
-    some = jax.random.permutation(pick_key, b * n)[: max(1, round(train.frame_share * b * n))]
+    some = random_order(pick_key, 1, b * n)[0][0, : max(1, round(train.frame_share * b * n))]
     frames = frames.reshape(b * n, k, -1)[some]
     z, there = z_o.reshape(b * n, *z_o.shape[2:])[some], batch.frame_valid.reshape(-1)[some]
 
     least, most = m.mask_ratio
     spread = jax.random.truncated_normal(ratio_key, (least - 1) / 0.25, (most - 1) / 0.25, some.shape)
     count = jnp.round(-0.25 * spread * k).astype(jnp.int32)
-    order = jnp.argsort(jax.random.uniform(order_key, (len(some), k)), axis=1)
-    rank = jnp.argsort(order, axis=1)
+    order, rank = random_order(order_key, len(some), k)
     hidden = (rank >= count[:, None]) & there[:, None]
     condition = model.frame_encoder(frames, z, order[:, : round((1 - least) * k) + 1], count)
 

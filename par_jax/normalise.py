@@ -11,8 +11,8 @@ LEAST_HALF_RANGE = 0.01
 
 def centre_and_half(low: Sequence[float], high: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Centre and half range of each action dimension, float32 [A] each."""
-    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
-    return (low + high) / 2, np.maximum((high - low) / 2, np.float32(LEAST_HALF_RANGE))
+    least, most = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    return (least + most) / 2, np.maximum((most - least) / 2, np.float32(LEAST_HALF_RANGE))
 
 
 def scale_actions(actions: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:

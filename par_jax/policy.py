@@ -117,7 +117,7 @@ class Policy:
         Returns:
           The new carry, the actions [L, A] float32 in the controller's units, and what else there is to tell.
         """
-        key = jax.random.fold_in(carry.key, 1)
+        key = jax.random.fold_in(carry.key, 1) if predict_frame else None
         carry, actions, z_o = self._act(self.params, carry, self.view(picture))
         predicted = np.asarray(self._predict(self.params, z_o, key)) if predict_frame else None
         return carry, actions, Info(predicted)

@@ -16,9 +16,7 @@ def start(model: PAR, text: jax.Array) -> KVCache:
     return model.video_encoder.start(model.text_embed(text))
 
 
-def step(
-    model: PAR, cache: KVCache, latents: jax.Array, executed: jax.Array
-) -> tuple[KVCache, jax.Array, jax.Array]:
+def step(model: PAR, cache: KVCache, latents: jax.Array, executed: jax.Array) -> tuple[KVCache, jax.Array, jax.Array]:
     """Takes one package into the cache (paper section 4.2.6).
 
     Args:
@@ -56,8 +54,7 @@ def decode_frame(model: PAR, z_o: jax.Array, key: jax.Array) -> jax.Array:
     schedule = SCHEDULES[config.diffusion.schedule]
     b, k = z_o.shape[0], math.prod(model.frame_encoder.grid)
     order_key, sets_key = jax.random.split(key)
-    order = jnp.argsort(jax.random.uniform(order_key, (b, k)), axis=1)
-    rank = jnp.argsort(order, axis=1)
+    order, rank = random_order(order_key, b, k)
     ends = jnp.asarray(set_ends(k, config.diffusion.frame_sets), jnp.int32)
 
     def body(x: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -79,6 +76,13 @@ def decode_frame(model: PAR, z_o: jax.Array, key: jax.Array) -> jax.Array:
     keys = jax.random.split(sets_key, len(ends) - 1)
     x, _ = jax.lax.scan(body, empty, (ends[:-1], ends[1:], keys))
     return unpatchify(x, config.model.frame_patch, *config.latent_size)
+
+
+def random_order(key: jax.Array, rows: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """Random permutations of 0 .. size-1, and their inverses (the place of each number): [rows, size] int32 each."""
+    draws = jax.random.uniform(key, (rows, size))
+    order = jnp.argsort(draws, axis=1)
+    return order, jnp.zeros_like(order).at[jnp.arange(rows)[:, None], order].set(jnp.arange(size))
 
 
 def set_ends(tokens: int, sets: int) -> list[int]:

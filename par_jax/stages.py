@@ -257,7 +257,7 @@ def make_windows(run: Run, episodes: Episodes, ids: np.ndarray, vae: Params, num
 
 
 def _same_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:
-    measured = {"scaling_factor": 1.0, "shift_factor": 0.0}
+    measured: dict[str, Any] = {"scaling_factor": 1.0, "shift_factor": 0.0}
     differing = config_lib.differences(
         config_lib.to_dict(dataclasses.replace(found, **measured)),
         config_lib.to_dict(dataclasses.replace(wanted, **measured)),

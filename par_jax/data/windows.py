@@ -31,6 +31,7 @@ class Windows:
     packages: int
     chunk: int
     rest: np.ndarray | None = None
+    _first: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         ends = np.cumsum([len(action) + 1 for action in self.actions])

@@ -26,9 +26,7 @@ class FrameEncoder(nnx.Module):
         self.stack = Stack(lambda r: Block(config.width, config.heads, rngs=r), config.frame_depth, rngs=rngs)
         self.norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
 
-    def __call__(
-        self, tokens: jax.Array, condition: jax.Array, visible: jax.Array, count: jax.Array
-    ) -> jax.Array:
+    def __call__(self, tokens: jax.Array, condition: jax.Array, visible: jax.Array, count: jax.Array) -> jax.Array:
         """Conditions for the per-token diffusion head.
 
         Args:

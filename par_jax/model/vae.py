@@ -7,6 +7,8 @@ Axes: N pictures, B clips, T frames, T' latent frames, H x W pixels, h x w laten
 latent channels.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -234,9 +236,7 @@ class Decoder(nnx.Module):
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = GroupNorm(widths[-1], groups)
-        self.conv_out = Conv(
-            widths[-1], config.out_channels * config.patch**2, volumetric=volumetric[-1], rngs=rngs
-        )
+        self.conv_out = Conv(widths[-1], config.out_channels * config.patch**2, volumetric=volumetric[-1], rngs=rngs)
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """[N, h, w, C] -> [N, H, W, 3], or [B, T', h, w, C] -> [B, T, H, W, 3]."""
@@ -374,6 +374,6 @@ def _as_clip(x: jax.Array, clip: tuple[int, ...]) -> jax.Array:
     return x.reshape(*clip, *x.shape[1:]) if x.ndim == 4 and len(clip) == 2 else x
 
 
-def _join(pieces: list[jax.Array]) -> jax.Array:
+def _join(pieces: Sequence[jax.Array]) -> jax.Array:
     """Pieces of a clip, one after the other; the first frame of each but the first is the overlap."""
     return jnp.concatenate([piece[:, 1:] if i else piece for i, piece in enumerate(pieces)], 1)

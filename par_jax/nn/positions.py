@@ -13,9 +13,7 @@ def sincos_2d(height: int, width: int, dim: int) -> np.ndarray:
     frequency = 1.0 / 10000.0 ** (np.arange(dim // 4, dtype=np.float32) / (dim // 4))
     rows, columns = np.mgrid[:height, :width]
     column, row = (np.outer(axis.reshape(-1), frequency) for axis in (columns, rows))
-    return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=-1).astype(
-        np.float32
-    )
+    return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=-1).astype(np.float32)
 
 
 def rotary_sizes(head_dim: int) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
-"""Stacked blocks: one group of parameters with a leading layer axis, run by `lax.scan`, so that depth costs no
-compile time."""
+"""Stacked blocks: one group of parameters with a leading layer axis, run by `lax.scan`.
+
+Depth then costs no compile time: 48 layers compile as one.
+"""
 
 from collections.abc import Callable
 from typing import Any

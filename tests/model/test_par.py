@@ -43,9 +43,7 @@ def test_gradients_prove_the_mask(par, params, batch, config):
     outputs = [(n, k) for n in (0, 2, 5) for k in (None, 0, 1, 2, 3)]
     for (n, k), frames, actions in zip(outputs, *_influences(par, params, batch, outputs), strict=True):
         last = 0 if k is None else k + 1
-        assert (
-            (frames[n + 1 :] == 0).all() and (actions[n + 1 :] == 0).all() and (actions[n, last:] == 0).all()
-        )
+        assert (frames[n + 1 :] == 0).all() and (actions[n + 1 :] == 0).all() and (actions[n, last:] == 0).all()
         assert (frames[max(0, n - reach) : n + 1] > 0).all() and (actions[max(0, n - reach) : n] > 0).all()
         assert (actions[n, :last] > 0).all()
 
@@ -127,9 +125,7 @@ def test_invalid_targets_do_not_count(par, params, batch):
     cut = dataclasses.replace(
         batch, valid=batch.valid.at[:, 4:].set(False), frame_valid=batch.frame_valid.at[:, 4:].set(False)
     )
-    other = dataclasses.replace(
-        cut, latents=cut.latents.at[:, 5:].add(1.0), actions=cut.actions.at[:, 5:].add(1.0)
-    )
+    other = dataclasses.replace(cut, latents=cut.latents.at[:, 5:].add(1.0), actions=cut.actions.at[:, 5:].add(1.0))
     assert loss(cut) == loss(other) != loss(batch)
 
 

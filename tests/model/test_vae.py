@@ -1,5 +1,6 @@
 """The VAE against recorded numbers of the public NOVA, against tests/reference/vae.py, and against itself."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -228,3 +229,31 @@ def test_weights_that_do_not_fit():
 def test_blocks_and_widths_of_different_number():
     with pytest.raises(ValueError, match="as many of each"):
         VAE(VAEConfig(block_out_channels=(32, 32)), rngs=nnx.Rngs(0))
+
+
+def test_a_patch_is_a_fold_of_the_picture():
+    """With patch 2 the convolutions see a picture half as high and wide, four times as deep."""
+    folded = VAE(
+        _config(
+            IMAGE
+            | {
+                "patch": 2,
+                "block_out_channels": [8, 24],
+                "down_block_types": IMAGE["down_block_types"][:2],
+                "up_block_types": IMAGE["up_block_types"][:2],
+            }
+        ),
+        rngs=nnx.Rngs(0),
+    )
+    plain = VAE(dataclasses.replace(folded.config, patch=1, in_channels=12, out_channels=12), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 12, 20, 3))
+    deep = jnp.concatenate([x[:, i::2, j::2] for i in range(2) for j in range(2)], axis=-1)
+    assert folded.config.stride == 4
+    latents = _run(folded, "encode_frames", x)
+    np.testing.assert_allclose(latents, _run(plain, "encode_frames", deep), rtol=1e-5, atol=1e-5)
+    assert latents.shape == (2, 3, 5, 3)
+    seen, deep = _run(folded, "decode_frames", latents), _run(plain, "decode_frames", latents)
+    for i in range(2):
+        for j in range(2):
+            part = slice(3 * (2 * i + j), 3 * (2 * i + j) + 3)
+            np.testing.assert_allclose(seen[:, i::2, j::2], deep[..., part], rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ from par_jax.nn.masks import own_package_mask_at, package_mask, package_of
 
 
 def test_the_example_of_the_docstring():
-    lines = """
+    picture = """
         1 . . . . . . . .
         1 1 1 . . . . . .
         1 1 1 . . . . . .
@@ -15,7 +15,8 @@ def test_the_example_of_the_docstring():
         1 1 1 1 1 1 1 . .
         1 1 1 1 1 1 1 1 .
         1 1 1 1 1 1 1 1 1
-    """.split("\n")[1:-1]
+    """
+    lines = picture.splitlines()[1:-1]
     wanted = np.array([[c == "1" for c in line.split()] for line in lines])
     np.testing.assert_array_equal(package_mask(text=1, frame=2, action=2, packages=2, context=9), wanted)
 

@@ -43,6 +43,4 @@ def test_actions_are_finer_in_time_and_end_on_their_frame():
 def test_rotation_keeps_lengths():
     x = jax.random.normal(jax.random.key(1), (2, 5, 3, 8))
     angles = jax.random.normal(jax.random.key(2), (2, 5, 4))
-    np.testing.assert_allclose(
-        jnp.linalg.norm(rotate(x, angles), axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5
-    )
+    np.testing.assert_allclose(jnp.linalg.norm(rotate(x, angles), axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)

@@ -35,7 +35,6 @@ def test_blocks_start_different_and_halves_make_a_whole():
 def test_remat_changes_nothing():
     stack, x = _stack(), jax.random.normal(jax.random.key(0), (2, 5, 8))
     plain, remat = (
-        jax.grad(lambda x, remat=remat: (_run(stack, x, remat=remat) ** 2).sum())(x)
-        for remat in (False, True)
+        jax.grad(lambda x, remat=remat: (_run(stack, x, remat=remat) ** 2).sum())(x) for remat in (False, True)
     )
     np.testing.assert_allclose(plain, remat, rtol=1e-4, atol=1e-5)
