@@ -6,6 +6,7 @@ Without a trained frame VAE (--vae, or workdir/vae) it trains that first.
 """
 
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from par_jax.errors import UserError
 from par_jax.tasks import get_task
 
 if TYPE_CHECKING:
+    from par_jax.stages import Run
     from par_jax.train import Result
 
 FLAGS = flags.FLAGS
@@ -143,7 +145,22 @@ def main() -> None:
     )
     wanted.episodes()
     keep_compiled(workdir)
-    vae = dataclasses.replace(wanted, workdir=workdir / "vae")
+    try:
+        train(wanted)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise UserError(
+            f"cannot write to {workdir}: {error.strerror}; mend that and type the same command again, "
+            "or give another --workdir"
+        ) from error
+
+
+def train(wanted: "Run") -> None:
+    """Trains the stage that is asked for, and the frame VAE before it where there is none."""
+    from par_jax import stages
+
+    vae = dataclasses.replace(wanted, workdir=wanted.workdir / "vae")
     if FLAGS.stage == "vae":
         end(stages.train_vae(vae), vae.workdir)
         return
@@ -152,7 +169,7 @@ def main() -> None:
     if not stages.is_trained(vae.workdir):
         print(f"{vae.workdir} holds no trained frame VAE: training one first", flush=True)
         end(stages.train_vae(vae), vae.workdir)
-    end(stages.train_policy(wanted), workdir)
+    end(stages.train_policy(wanted), wanted.workdir)
 
 
 def _terminated(*_: object) -> None:

@@ -19,7 +19,7 @@ SMALL: Config = dataclasses.replace(
     config_lib.TINY,
     name="small-test",
     picture=config_lib.PictureConfig(size=SIZE, crop=(32, 32), shift=2),
-    vae=dataclasses.replace(config_lib.TINY.vae, block_out_channels=(8, 8, 8, 8), latent_channels=4, norm_num_groups=4),
+    vae=dataclasses.replace(config_lib.TINY.vae, block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4),
     model=dataclasses.replace(
         config_lib.TINY.model,
         width=32,

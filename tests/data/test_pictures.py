@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,8 @@ def test_crop_is_centred_and_shifts_down_and_right():
     np.testing.assert_array_equal(crop(picture, config), picture[2:8, 3:11])
     np.testing.assert_array_equal(crop(picture, config, (2, -1)), picture[4:10, 2:10])
     np.testing.assert_array_equal(crop(picture[None], config, (9, -9))[0], picture[4:10, 0:8])
+    low = dataclasses.replace(config, offset=(1, 2))
+    np.testing.assert_array_equal(crop(picture, low, (-1, 0)), picture[2:8, 5:13])
 
 
 def test_unit_range():

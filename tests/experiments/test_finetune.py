@@ -1,5 +1,6 @@
 """The command itself: in this process where it ends with a sentence, in its own where it is killed."""
 
+import errno
 import json
 import os
 import random
@@ -80,6 +81,16 @@ def test_an_absent_gpu_is_a_sentence(command):
         command(device="gpu")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_folder_that_cannot_be_written_is_a_sentence(command, monkeypatch, number):
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("par_jax.checkpoint.write_json", fail)
+    with pytest.raises(UserError, match=f"cannot write to .*run: {os.strerror(number)}"):
+        command()
+
+
 def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
     flags = {"preset": "tiny", "steps": 7, "batch": 3, "learning_rate": 1e-5, "dtype": "bfloat16", "vae_steps": None}
     monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(stage="policy", **flags))
@@ -97,7 +108,11 @@ class Runs:
 
     def __init__(self, folder: Path, data: Path):
         self.folder, self.data = folder, data
-        self.environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+        self.environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # half the time to compile
+        }
 
     def start(self, name: str, **flags: object) -> subprocess.Popen:
         given = {

@@ -1,0 +1,96 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from par_jax import stages
+from par_jax.checkpoint import Checkpoints, load_params, write_json
+from par_jax.config import to_dict
+from par_jax.data.episodes import Episodes
+from par_jax.data.windows import Windows, validation_batches
+from par_jax.errors import UserError
+from par_jax.losses import policy_loss
+from par_jax.model.par import PAR
+from par_jax.model.text import tokenize
+from par_jax.train import make_train_step
+from tests.demos import SMALL, make_demos
+
+
+def make_vae(folder, value, complete=True, stage="vae"):
+    """A VAE's folder as training leaves it, with made-up parameters."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(4, {"ema": {"kernel": np.full(5, value, np.float32)}}, {})
+    checkpoints.wait()
+    checkpoints.close()
+    write_json(folder / "config.json", {"config": to_dict(SMALL), "stage": stage, "complete": complete})
+    return folder
+
+
+def test_an_adopted_vae_is_all_there(tmp_path):
+    source, target = make_vae(tmp_path / "source", 1.0), tmp_path / "run" / "vae"
+    stages.adopt_vae(source, target)
+    stages.adopt_vae(source, target)
+    assert stages.is_trained(target)
+    config, meta, params = load_params(target)
+    assert (config, meta["step"], meta["stage"]) == (SMALL, 4, "vae")
+    np.testing.assert_array_equal(params["kernel"], np.full(5, 1.0))
+
+
+def test_a_vae_is_not_swapped_under_a_policy(tmp_path):
+    stages.adopt_vae(make_vae(tmp_path / "first", 1.0), tmp_path / "vae")
+    with pytest.raises(UserError, match="holds another VAE"):
+        stages.adopt_vae(make_vae(tmp_path / "second", 2.0), tmp_path / "vae")
+
+
+@pytest.mark.parametrize("wrong", [{"complete": False}, {"stage": "policy"}])
+def test_only_a_trained_vae_is_adopted(tmp_path, wrong):
+    with pytest.raises(UserError, match="holds no trained VAE"):
+        stages.adopt_vae(make_vae(tmp_path / "source", 1.0, **wrong), tmp_path / "vae")
+
+
+def test_a_vae_of_another_shape_is_refused(tmp_path):
+    data = make_demos(tmp_path / "data")
+    make_vae(tmp_path / "run" / "vae", 1.0)
+    wider = dataclasses.replace(SMALL, vae=dataclasses.replace(SMALL.vae, latent_channels=16))
+    with pytest.raises(UserError, match="latent_channels: 4 != 16"):
+        stages.train_policy(stages.Run("pushcube", wider, data, tmp_path / "run"))
+
+
+def test_meta_says_what_the_numbers_depend_on(tmp_path):
+    run = stages.Run("pushcube", SMALL, make_demos(tmp_path / "data"), tmp_path / "run", seed=3)
+    meta = run.meta("policy", run.episodes())
+    assert (meta["stage"], meta["task"], meta["seed"]) == ("policy", "pushcube", 3)
+    assert meta["config"] == to_dict(SMALL)
+    assert meta["dataset"] == Episodes(run.data).meta
+    assert len(meta["statistics"]["low"]) == 8
+    assert meta["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_policy_step_keeps_its_state_s_types(dtype):
+    config = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, dtype=dtype))
+    rng, channels = np.random.default_rng(0), config.vae.latent_channels
+    windows = Windows(
+        latents=rng.normal(size=(62, *config.latent_size, channels)).astype(np.float16),
+        actions=[rng.normal(size=(30, 8)).astype(np.float32) for _ in range(2)],
+        text=tokenize("go", config.text.tokens, config.text.vocabulary),
+        packages=config.train.packages,
+        chunk=config.model.chunk,
+    )
+    (batch,) = validation_batches(windows, np.arange(2), 4, 1)
+    graph, first_state = stages.build(lambda rngs: PAR(config, rngs=rngs), config.train, 0)
+
+    def loss(params, batch, key):
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+        return policy_loss(nnx.merge(graph, params), batch, key)
+
+    state = jax.eval_shape(first_state)
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms lift bfloat16 to float32 implicitly
+        after, metrics = jax.eval_shape(make_train_step(loss, config.train), state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
+    assert all(jax.tree.leaves(same))
+    assert metrics["loss"].dtype == metrics["action_loss"].dtype == jnp.float32
