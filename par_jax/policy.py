@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from par_jax import sampling
 from par_jax.checkpoint import load_params
@@ -15,6 +14,7 @@ from par_jax.data.pictures import crop, to_unit
 from par_jax.model.par import PAR
 from par_jax.model.text import tokenize
 from par_jax.model.vae import VAE
+from par_jax.nn.functional import Functional
 from par_jax.normalise import centre_and_half
 from par_jax.types import KVCache
 
@@ -61,25 +61,25 @@ class Policy:
         self.config, self.step = config, step
         self.params = jax.device_put({"par": params, "vae": vae})
         centre, half = centre_and_half(statistics["low"], statistics["high"])
-        par_graph = nnx.graphdef(nnx.eval_shape(lambda: PAR(config, rngs=nnx.Rngs(0))))
-        vae_graph = nnx.graphdef(nnx.eval_shape(lambda: VAE(config.vae, rngs=nnx.Rngs(0))))
+        par = Functional(lambda rngs: PAR(config, rngs=rngs))
+        coder = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
         shape = (1, config.model.chunk, config.model.action_dim)
 
         def init(params: dict, text: jax.Array, key: jax.Array) -> Carry:
-            cache = sampling.start(nnx.merge(par_graph, params["par"]), text[None])
+            cache = sampling.start(par.bind(params["par"]), text[None])
             return Carry(cache, jnp.zeros(shape, jnp.float32), key)
 
         def act(params: dict, carry: Carry, picture: jax.Array) -> tuple[Carry, jax.Array, jax.Array]:
-            model = nnx.merge(par_graph, params["par"])
-            latents = nnx.merge(vae_graph, params["vae"]).encode_frames(to_unit(picture)[None])
+            model = par.bind(params["par"])
+            latents = coder.bind(params["vae"]).encode_frames(to_unit(picture)[None])
             key, now = jax.random.split(carry.key)
             cache, z_o, z_a = sampling.step(model, carry.cache, latents, carry.executed)
             actions = sampling.decode_actions(model, z_a, now)
             return Carry(cache, actions, key), actions[0] * half + centre, z_o
 
         def predict(params: dict, z_o: jax.Array, key: jax.Array) -> jax.Array:
-            latents = sampling.decode_frame(nnx.merge(par_graph, params["par"]), z_o, key)
-            picture = nnx.merge(vae_graph, params["vae"]).decode_frames(latents)[0]
+            latents = sampling.decode_frame(par.bind(params["par"]), z_o, key)
+            picture = coder.bind(params["vae"]).decode_frames(latents)[0]
             return jnp.clip(jnp.round((picture + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
         self._init, self._act, self._predict = jax.jit(init), jax.jit(act, donate_argnums=1), jax.jit(predict)

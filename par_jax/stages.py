@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from par_jax import config as config_lib
 from par_jax.checkpoint import Checkpoints, claim, load_params, read_meta, write_json
@@ -26,12 +25,12 @@ from par_jax.losses_vae import vae_loss
 from par_jax.model.par import PAR
 from par_jax.model.text import tokenize
 from par_jax.model.vae import VAE
+from par_jax.nn.functional import Functional, Params
 from par_jax.normalise import scale_actions
 from par_jax.tasks import get_task
 from par_jax.train import Result, TrainState, fit, init_state, make_train_step
 from par_jax.versions import versions
 
-Params = Any
 # What training the VAE adds to its config.json.
 MEASURED = ("complete", "config.vae.scaling_factor", "config.vae.shift_factor")
 PACKAGES = ("par_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -95,19 +94,9 @@ class Run:
         )
 
 
-def build(
-    make: Callable[[nnx.Rngs], nnx.Module], train: TrainConfig, seed: int
-) -> tuple[nnx.GraphDef, Callable[[], TrainState]]:
-    """A module's structure, and the function that draws a run's first state around its parameters.
-
-    Parameters are nested dicts of float32 arrays. Nothing is computed here: a resumed run never draws them.
-    """
-
-    def first_state() -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(make(nnx.Rngs(jax.random.key(seed)))))
-        return init_state(params, train, seed)
-
-    return nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0)))), jax.jit(first_state)
+def first_state(module: Functional, train: TrainConfig, seed: int) -> Callable[[], TrainState]:
+    """The function that draws a run's first state. Nothing is computed here: a resumed run never draws it."""
+    return jax.jit(lambda: init_state(module.init(jax.random.key(seed)), train, seed))
 
 
 def train_vae(run: Run) -> Result:
@@ -120,11 +109,12 @@ def train_vae(run: Run) -> Result:
     episodes = run.episodes()
     ids, held_out = split_episodes(len(episodes))
     meta = claim(run.workdir, run.meta("vae", episodes), ignore=MEASURED)
-    graph, first_state = build(lambda rngs: VAE(config.vae, rngs=rngs), train, run.seed)
+    vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
+    first = first_state(vae, train, run.seed)
 
     def loss(params: Params, pictures: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
         pictures = to_unit(pictures).astype(jax.tree.leaves(params)[0].dtype)
-        return vae_loss(nnx.merge(graph, params), pictures, key)
+        return vae_loss(vae.bind(params), pictures, key)
 
     seen = sample_pictures(episodes, held_out if len(held_out) else ids, config.picture, train.batch)
     evaluate_once = jax.jit(lambda params: loss(params, seen, jax.random.key(0)))
@@ -133,9 +123,9 @@ def train_vae(run: Run) -> Result:
         value, parts = evaluate_once(state.ema)
         return {name: float(part) for name, part in {"loss": value, **parts}.items()}
 
-    _announce("frame VAE", run.task, len(ids), len(held_out), first_state, train.steps)
+    _announce("frame VAE", run.task, len(ids), len(held_out), first, train.steps)
     result = run.fit(
-        first_state,
+        first,
         make_train_step(loss, train),
         picture_batches(episodes, ids, config.picture, train.batch, run.seed),
         run.workdir,
@@ -154,8 +144,8 @@ def train_vae(run: Run) -> Result:
 
 def make_encode(config: VAEConfig, params: Params) -> Callable[[np.ndarray], jax.Array]:
     """A jitted encoder: uint8 pictures [N, h, w, 3] -> scaled latents [N, h', w', C] float32."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0))))
-    encode = jax.jit(lambda params, pictures: nnx.merge(graph, params).encode_frames(to_unit(pictures)))
+    vae = Functional(lambda rngs: VAE(config, rngs=rngs))
+    encode = jax.jit(lambda params, pictures: vae.bind(params).encode_frames(to_unit(pictures)))
     return lambda pictures: encode(params, pictures)
 
 
@@ -201,13 +191,14 @@ def train_policy(run: Run) -> Result:
     run = dataclasses.replace(run, config=config)
     claim(run.workdir, {**run.meta("policy", episodes), "vae": digest(vae)}, ignore=("config.vae_train",))
     windows = make_windows(run, episodes, ids, vae, numbers)
-    graph, first_state = build(lambda rngs: PAR(config, rngs=rngs), train, run.seed)
+    par = Functional(lambda rngs: PAR(config, rngs=rngs))
+    first = first_state(par, train, run.seed)
 
     def loss(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
-        return policy_loss(nnx.merge(graph, params), batch, key)
+        return policy_loss(par.bind(params), batch, key)
 
     seen = validation_batches(windows, held_out if len(held_out) else ids, train.batch, VALIDATION_BATCHES)
-    errors = jax.jit(lambda params, batch, key: policy_errors(nnx.merge(graph, params), batch, key))
+    errors = jax.jit(lambda params, batch, key: policy_errors(par.bind(params), batch, key))
     losses = jax.jit(loss)
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -218,9 +209,9 @@ def train_policy(run: Run) -> Result:
             rows.append({"loss": value, **parts, **errors(state.ema, batch, key)})
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
-    _announce("policy", run.task, len(ids), len(held_out), first_state, train.steps)
+    _announce("policy", run.task, len(ids), len(held_out), first, train.steps)
     return run.fit(
-        first_state,
+        first,
         make_train_step(loss, train),
         window_batches(windows, ids, train.batch, run.seed, train.start_share),
         run.workdir,
@@ -266,8 +257,8 @@ def _same_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:
         raise UserError(f"the VAE in {folder} is not the preset's: {'; '.join(differing)}; train one with --stage=vae")
 
 
-def _announce(what: str, task: str, train: int, held_out: int, first_state: Callable, steps: int) -> None:
-    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(first_state).params)) / 1e6
+def _announce(what: str, task: str, train: int, held_out: int, first: Callable, steps: int) -> None:
+    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(first).params)) / 1e6
     print(
         f"{what} for {task}: {size:.2f}M parameters, {steps} steps on {jax.devices()[0].platform}, "
         f"{train} demonstrations to train on, {held_out} held out",

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from par_jax import stages
 from par_jax.checkpoint import Checkpoints, load_params, write_json
@@ -15,6 +14,7 @@ from par_jax.errors import UserError
 from par_jax.losses import policy_loss
 from par_jax.model.par import PAR
 from par_jax.model.text import tokenize
+from par_jax.nn.functional import Functional
 from par_jax.train import make_train_step
 from tests.demos import SMALL, make_demos
 
@@ -81,11 +81,12 @@ def test_policy_step_keeps_its_state_s_types(dtype):
         chunk=config.model.chunk,
     )
     (batch,) = validation_batches(windows, np.arange(2), 4, 1)
-    graph, first_state = stages.build(lambda rngs: PAR(config, rngs=rngs), config.train, 0)
+    par = Functional(lambda rngs: PAR(config, rngs=rngs))
+    first_state = stages.first_state(par, config.train, 0)
 
     def loss(params, batch, key):
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
-        return policy_loss(nnx.merge(graph, params), batch, key)
+        return policy_loss(par.bind(params), batch, key)
 
     state = jax.eval_shape(first_state)
     with jax.numpy_dtype_promotion("standard"):  # flax's norms lift bfloat16 to float32 implicitly

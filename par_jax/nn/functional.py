@@ -1,4 +1,4 @@
-"""A module as a pair of pure functions over plain nested dicts of arrays, which is what jax, optax and orbax know."""
+"""A module as pure functions over plain nested dicts of arrays, which is what jax, optax and orbax know."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,23 +13,17 @@ class Functional:
     """`init(key) -> params` and `bind(params) -> module`, for one way of building a module.
 
     Args:
-      make: builds the module from random number generators; called abstractly here, so no weight is allocated.
+      make: builds the module from random number generators.
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
         self._make = make
-        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        self._graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, float32."""
         return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key))))
 
-    def shapes(self) -> Params:
-        """The parameters' tree with `jax.ShapeDtypeStruct` leaves."""
-        return nnx.to_pure_dict(self._abstract)
-
-    def bind(self, params: Params) -> nnx.Module:
+    def bind(self, params: Params) -> Any:
         """The module with these parameters; to be called inside a jitted function."""
-        state = jax.tree.map(lambda leaf: leaf, self._abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graphdef, state)
+        return nnx.merge(self._graphdef, params)
