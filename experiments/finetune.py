@@ -47,28 +47,6 @@ def define_flags() -> None:
     flags.DEFINE_string("device", "auto", "auto, cpu or gpu.")
 
 
-def choose_device(device: str) -> None:
-    """Makes JAX compute on `device`.
-
-    Raises:
-      UserError: it is not one of auto, cpu and gpu, or this machine or JAX has no GPU.
-    """
-    import jax
-
-    if device not in ("auto", "cpu", "gpu"):
-        raise UserError(f"unknown device {device!r}: choose one of auto, cpu, gpu")
-    if device == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    if device == "gpu":
-        try:
-            jax.config.update("jax_default_device", jax.devices("gpu")[0])
-        except RuntimeError as error:
-            raise UserError(
-                "JAX finds no GPU on this machine: use --device=cpu, or install an NVIDIA driver and "
-                "`pip install 'jax[cuda12]'`"
-            ) from error
-
-
 def keep_compiled(workdir: Path) -> None:
     """Keeps compiled programs in the run's folder, or in $JAX_COMPILATION_CACHE_DIR: a resumed run starts soon."""
     import jax
@@ -128,9 +106,11 @@ def main() -> None:
     get_task(FLAGS.task)
     config = configuration()
     signal.signal(signal.SIGTERM, _terminated)
-    choose_device(FLAGS.device)
 
+    from experiments import devices  # jax is slow to import: mistakes in the flags are told before
     from par_jax import stages
+
+    devices.choose(FLAGS.device)
 
     workdir = Path(FLAGS.workdir or f"runs/{FLAGS.task}")
     wanted = stages.Run(
