@@ -36,7 +36,7 @@ demo: venv
 	$(BIN)/python -m experiments.curves --workdir=$(DEMO_RUN) --rollout=$(DEMO_OUT)
 
 test: venv lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
