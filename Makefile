@@ -9,8 +9,8 @@ DEMO_DATA := data/demo
 DEMO_RUN := runs/demo
 DEMO_OUT := $(DEMO_RUN)/rdt
 # What two cores do in a quarter of an hour.
-DEMO_VAE_STEPS := 400
-DEMO_STEPS := 1500
+DEMO_VAE_STEPS := 500
+DEMO_STEPS := 650
 
 .PHONY: venv demo test test-slow lint clean
 
