@@ -1,5 +1,6 @@
 """What every command shares: flags to `main`, users' mistakes to one sentence."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ def run(main: Callable[[], None]) -> None:
 
     Ctrl-C exits with status 130 without a traceback: long commands resume when they are typed again.
     """
+    # A shell starts background jobs with SIGINT ignored; a command of ours can always be stopped with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
