@@ -2,21 +2,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from par_jax import sampling
 from par_jax.data.pictures import crop, to_unit
 from par_jax.model.text import tokenize
 from par_jax.model.vae import VAE
+from par_jax.nn.functional import Functional
 from par_jax.policy import Policy
-from tests.model.conftest import SMALL, par, params  # noqa: F401
+from tests.model.conftest import SMALL, par, params, random_params  # noqa: F401
 
 STATISTICS = {"low": [-2.0] * 7, "high": [4.0] * 7}
 
 
 @pytest.fixture(scope="module")
 def policy(params):  # noqa: F811
-    vae = jax.jit(lambda: nnx.to_pure_dict(nnx.state(VAE(SMALL.vae, rngs=nnx.Rngs(2)))))()
+    vae = random_params(Functional(lambda rngs: VAE(SMALL.vae, rngs=rngs)), seed=2)
     return Policy(SMALL, params, vae, STATISTICS)
 
 
@@ -49,7 +49,7 @@ def test_actions_are_those_of_the_step_in_the_controllers_units(policy, pictures
         _, _, z = sampling.step(model, cache, latents[1:2], first)
         return first, sampling.decode_actions(model, z, now)
 
-    vae = nnx.merge(nnx.graphdef(VAE(SMALL.vae, rngs=nnx.Rngs(0))), policy.params["vae"])
+    vae = Functional(lambda rngs: VAE(SMALL.vae, rngs=rngs)).bind(policy.params["vae"])
     wanted = by_hand(params, vae, crop(pictures[:2], SMALL.picture))
     for got, want in zip((actions, second), wanted, strict=True):
         np.testing.assert_allclose(got, want[0] * 3.0 + 1.0, rtol=1e-3, atol=1e-4)

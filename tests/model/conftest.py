@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from par_jax.config import TINY, PictureConfig, TextConfig
@@ -43,26 +44,35 @@ def par():
     return Functional(lambda rngs: PAR(SMALL, rngs=rngs))
 
 
+def random_params(module, seed=0):
+    """Parameters without the zeros of a fresh model, behind which nothing could be seen; made without compiling."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name == "kernel":
+            return jnp.asarray(rng.normal(0, leaf.shape[-2] ** -0.5, leaf.shape), leaf.dtype)
+        return jnp.asarray(float(name == "scale") + rng.normal(0, 0.1, leaf.shape), leaf.dtype)
+
+    shapes = jax.eval_shape(module.init, jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 @pytest.fixture(scope="session")
 def params(par):
-    """Random parameters without the zeros of a fresh model, behind which nothing could be seen."""
-    fresh = par.init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    return random_params(par)
 
 
 def make_batch(config, b=2, n=6, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 3)
+    rng = np.random.default_rng(seed)
     m, (h, w) = config.model, config.latent_size
     return Batch(
-        latents=jax.random.normal(keys[0], (b, n + 1, h, w, config.vae.latent_channels)),
-        actions=jax.random.normal(keys[1], (b, n + 1, m.chunk, m.action_dim)),
+        latents=jnp.asarray(rng.normal(size=(b, n + 1, h, w, config.vae.latent_channels)), jnp.float32),
+        actions=jnp.asarray(rng.normal(size=(b, n + 1, m.chunk, m.action_dim)), jnp.float32),
         has_past=jnp.arange(b) % 2 == 1,
         valid=jnp.ones((b, n, m.chunk), bool),
         frame_valid=jnp.ones((b, n), bool),
-        text=jax.random.randint(keys[2], (b, config.text.tokens), 0, config.text.vocabulary),
+        text=jnp.asarray(rng.integers(0, config.text.vocabulary, (b, config.text.tokens)), jnp.int32),
     )
 
 

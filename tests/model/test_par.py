@@ -7,6 +7,7 @@ import numpy as np
 from par_jax import losses, sampling
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional
+from tests.model.conftest import make_batch, random_params
 
 
 def _outputs(par, params, batch, alone=False):
@@ -51,8 +52,7 @@ def test_gradients_prove_the_mask(par, params, batch, config):
 def test_the_window_bounds_what_one_layer_sees(par, params, batch, config):
     shallow = dataclasses.replace(config, model=dataclasses.replace(config.model, video_depth=1))
     shallow_par = Functional(lambda rngs: PAR(shallow, rngs=rngs))
-    fresh = shallow_par.init(jax.random.key(0))
-    (frames,), (actions,) = _influences(shallow_par, fresh, batch, [(5, 2)])
+    (frames,), (actions,) = _influences(shallow_par, random_params(shallow_par), batch, [(5, 2)])
     assert (frames[:3] == 0).all() and (actions[:3] == 0).all()
     assert (frames[3:] > 0).all() and (actions[3:5] > 0).all()
 
@@ -110,7 +110,8 @@ def test_the_cost_of_a_step_does_not_grow(par, params, batch):
     assert (after.time == 5).all()
 
 
-def test_losses_are_finite_and_reach_every_parameter(par, params, batch):
+def test_losses_are_finite_and_reach_every_parameter(par, params, config):
+    batch = make_batch(config, b=6, n=2)
     grads, metrics = jax.jit(
         jax.grad(lambda p: losses.policy_loss(par.bind(p), batch, jax.random.key(3)), has_aux=True)
     )(params)
