@@ -57,7 +57,8 @@ class ModelConfig:
       video_patch, frame_patch: latents a side of one token, in each of the two.
       chunk: L, actions a package.
       context: packages that a token may look back on, its own included (sliding window).
-      max_time: time positions are drawn below this number in training, and taken modulo it at inference.
+      max_time: training draws the time at which a sequence begins below this number of packages, so that a long
+        episode holds nothing new.
       action_rope_theta, rope_theta: base of the rotary frequencies of action tokens and of frame tokens.
       mask_ratio: least and greatest share of a frame's tokens that training hides (NOVA's 0.7 to 1).
     """
