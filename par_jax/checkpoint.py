@@ -31,7 +31,7 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-def _orbax() -> ModuleType:
+def orbax() -> ModuleType:
     """Orbax, imported when it is needed and silenced: it logs pages about errors that it raises anyway."""
     import orbax.checkpoint
 
@@ -182,7 +182,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path | str, keep: int = 3):
-        ocp = _orbax()
+        ocp = orbax()
         self.workdir = Path(workdir)
         self.folder = self.workdir.absolute() / "checkpoints"
         self.saved: int | None = None
@@ -207,7 +207,7 @@ class Checkpoints:
         Raises:
           UserError: the disk is full (also when that struck the checkpoint before this one).
         """
-        ocp = _orbax()
+        ocp = orbax()
         arrays = {name: np.array(leaf) for name, leaf in flatten(state).items()}
         sums = {name: checksum(array) for name, array in arrays.items()}
         try:
@@ -217,7 +217,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_string_keys(nest(arrays))),
+                    state=ocp.args.StandardSave(string_keys(nest(arrays))),
                     meta=ocp.args.JsonSave({"progress": progress, "checksums": sums}),
                 ),
                 force=True,
@@ -277,20 +277,21 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal()) if folder.exists() else []
 
 
-def _string_keys(tree: Any) -> Any:
+def string_keys(tree: Any) -> Any:
+    """Nested dicts with every key as a string, as orbax stores them."""
     if not isinstance(tree, dict):
         return tree
-    return {str(key): _string_keys(value) for key, value in tree.items()}
+    return {str(key): string_keys(value) for key, value in tree.items()}
 
 
 def _read(folder: Path, prefix: str = "") -> tuple[dict[str, np.ndarray], dict]:
     """One checkpoint's arrays by name, those below `prefix` only, and its progress. Raises on any damage."""
-    ocp = _orbax()
+    ocp = orbax()
     meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
     sums = {name: value for name, value in meta["checksums"].items() if name.startswith(prefix)}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         stored = flatten(reader.metadata(folder / "state").item_metadata.tree)
-        wanted = _string_keys(nest({name: 0 for name in stored if name.startswith(prefix)}))
+        wanted = string_keys(nest({name: 0 for name in stored if name.startswith(prefix)}))
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         tree = reader.restore(
             folder / "state",

@@ -48,6 +48,67 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class NovaConfig:
+    """NOVA's transformer (arXiv 2412.14169), as `transformer/config.json` and the weights of a checkpoint say.
+
+    Attributes:
+      width, heads: of both transformers.
+      video_depth, frame_depth: blocks of the video encoder and of the masked frame encoder.
+      frame_head_width, frame_head_depth: of the per-token diffusion MLP.
+      latent_channels: C of the VAE's latents.
+      latent_size: rows and columns of a frame's latents.
+      frame_patch: latents a side of one token in the frame encoder; the video encoder's are twice as wide.
+      text_dim, text_tokens: width of the language model's embeddings, tokens of a prompt.
+      video_base: frames, rows and columns for which the video encoder's positions were trained.
+      frame_base: rows and columns for which the frame encoder's were.
+      rotary: rotary positions instead of absolute ones.
+      mixer_rank: of the adaptive layer norm over the first frame's outputs; 0 for full rank, None for none.
+    """
+
+    width: int
+    heads: int
+    video_depth: int
+    frame_depth: int
+    frame_head_width: int
+    frame_head_depth: int
+    latent_channels: int
+    latent_size: tuple[int, int]
+    frame_patch: int
+    text_dim: int
+    text_tokens: int
+    video_base: tuple[int, int, int]
+    frame_base: tuple[int, int]
+    rotary: bool = False
+    mixer_rank: int | None = None
+
+    @property
+    def video_patch(self) -> int:
+        """Latents a side of one token in the video encoder."""
+        return 2 * self.frame_patch
+
+    @property
+    def motion(self) -> bool:
+        """Whether the model makes videos, told their motion and frame rate, and not only images."""
+        return self.video_base[0] > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PhiConfig:
+    """The text encoder, a Phi language model; attributes as in `text_encoder/config.json`."""
+
+    vocab_size: int = 51200
+    hidden_size: int = 2560
+    intermediate_size: int = 10240
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    max_position_embeddings: int = 2048
+    layer_norm_eps: float = 1e-5
+    partial_rotary_factor: float = 0.4
+    rope_theta: float = 10000.0
+    hidden_act: str = "gelu_new"
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """PAR (arXiv 2508.09822, section 4.2): NOVA's two transformers, two de-tokenizers.
 

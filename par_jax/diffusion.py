@@ -11,6 +11,87 @@ import numpy as np
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A sampler as a table: step i makes `keep[i] * x + push[i] * prediction + spread[i] * noise` of x.
+
+    Every sampler used here is linear in the prediction, so that one loop runs them all.
+
+    Attributes:
+      timesteps: [N] float32, what the denoiser is told.
+      keep, push, spread: [N] float32.
+    """
+
+    timesteps: np.ndarray
+    keep: np.ndarray
+    push: np.ndarray
+    spread: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def __getitem__(self, part: slice) -> "Chain":
+        return Chain(*(getattr(self, field.name)[part] for field in dataclasses.fields(self)))
+
+    def run(self, denoise: Denoiser, x: jax.Array, draws: jax.Array) -> jax.Array:
+        """Runs the chain.
+
+        Args:
+          denoise: (x, timestep []) -> prediction, shaped as x.
+          x: where the chain starts, pure noise for the whole chain.
+          draws: a key; or each step's noise, [N, *x.shape].
+        """
+        columns = (self.timesteps, self.keep, self.push, self.spread)
+        rows = tuple(jnp.asarray(column, jnp.float32) for column in columns)
+        keyed = jnp.issubdtype(draws.dtype, jax.dtypes.prng_key)
+        noisy = bool(self.spread.any())
+
+        def body(x: jax.Array, row: tuple) -> tuple[jax.Array, None]:
+            (t, keep, push, spread), draw = row
+            y = keep.astype(x.dtype) * x + push.astype(x.dtype) * denoise(x, t)
+            if noisy:
+                noise = jax.random.normal(draw, x.shape, x.dtype) if keyed else draw.astype(x.dtype)
+                y = y + spread.astype(x.dtype) * noise
+            return y, None
+
+        draws = jax.random.split(draws, len(self)) if keyed else draws
+        return jax.lax.scan(body, x, (rows, draws if noisy else None))[0]
+
+
+def ddpm_chain(
+    timesteps: np.ndarray, bar: np.ndarray, before: np.ndarray, prediction: str = "epsilon", large: bool = False
+) -> Chain:
+    """The ancestral chain (paper eq. 5; Ho et al. 2020, eq. 6 and 7).
+
+    Args:
+      timesteps: [N], falling.
+      bar, before: [N] cumulated alphas at each time and at the one that the step leads to.
+      prediction: "epsilon", "sample" or "v_prediction".
+      large: the variance is beta itself, not the posterior's.
+    """
+    # Rounded where PyTorch rounds: between neighbouring times of a fine chain that shows.
+    bar, before = bar.astype(np.float32), before.astype(np.float32)
+    alpha, rest, rest_before = (part.astype(np.float64) for part in (bar / before, 1 - bar, 1 - before))
+    beta = (1 - bar / before).astype(np.float64)
+    bar, before = bar.astype(np.float64), before.astype(np.float64)
+    from_clean = np.sqrt(before) * beta / rest
+    from_x = np.sqrt(alpha) * rest_before / rest
+    if prediction == "epsilon":
+        clean_x, clean_prediction = 1 / np.sqrt(bar), -np.sqrt(rest) / np.sqrt(bar)
+    elif prediction == "sample":
+        clean_x, clean_prediction = np.zeros_like(bar), np.ones_like(bar)
+    else:
+        clean_x, clean_prediction = np.sqrt(bar), -np.sqrt(rest)
+    variance = beta if large else np.maximum(rest_before / rest * beta, 1e-20)
+    columns = (
+        timesteps,
+        from_x + from_clean * clean_x,
+        from_clean * clean_prediction,
+        np.where(timesteps > 0, np.sqrt(variance), 0.0),
+    )
+    return Chain(*(column.astype(np.float32) for column in columns))
+
+
 class Schedule(Protocol):
     """What both kinds of diffusion offer. Times are shared by the trailing axes of what they noise."""
 
@@ -30,12 +111,13 @@ class Schedule(Protocol):
         """t as the denoiser is told it, in 0 .. 1000."""
         ...
 
-    def sample(self, denoise: Denoiser, noise: jax.Array, steps: int, key: jax.Array) -> jax.Array:
-        """Runs the chain from pure noise to a sample."""
+    def chain(self, steps: int) -> Chain:
+        """From pure noise to a sample in `steps` steps."""
         ...
 
 
-def _like(t: jax.Array, x: jax.Array) -> jax.Array:
+def like(t: jax.Array, x: jax.Array) -> jax.Array:
+    """t with trailing axes of one, so that it meets x; in the type of x."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)).astype(x.dtype)
 
 
@@ -49,7 +131,7 @@ class Flow:
 
     def noised(self, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
         """The point at time t on the line."""
-        t = _like(t, x)
+        t = like(t, x)
         return t * noise + (1 - t) * x
 
     def target(self, x: jax.Array, noise: jax.Array) -> jax.Array:
@@ -60,19 +142,11 @@ class Flow:
         """Times in thousandths."""
         return 1000.0 * t
 
-    def sample(self, denoise: Denoiser, noise: jax.Array, steps: int, key: jax.Array) -> jax.Array:
-        """Euler's method in equal steps. Deterministic: `key` is not used.
-
-        Args:
-          denoise: (x, timestep []) -> predicted direction, both shaped as noise.
-        """
-        times = jnp.linspace(1.0, 0.0, steps + 1)
-
-        def body(x: jax.Array, span: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            now, then = span
-            return x + (then - now).astype(x.dtype) * denoise(x, self.timestep(now)), None
-
-        return jax.lax.scan(body, noise, (times[:-1], times[1:]))[0]
+    def chain(self, steps: int) -> Chain:
+        """Euler's method in equal steps."""
+        times = np.linspace(1.0, 0.0, steps + 1)
+        ones = np.ones(steps, np.float32)
+        return Chain((1000 * times[:-1]).astype(np.float32), ones, np.diff(times).astype(np.float32), 0 * ones)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +154,7 @@ class DDPM:
     """Ho et al.'s diffusion with the squared-cosine schedule over 1000 steps; the target is the noise (eq. 3)."""
 
     def _alpha_bar(self) -> np.ndarray:
-        grid = np.arange(1001) / 1000
-        bar = np.cos((grid + 0.008) / 1.008 * np.pi / 2) ** 2
-        beta = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
-        return np.cumprod(1 - beta).astype(np.float32)
+        return np.cumprod(1 - cosine_betas(1000)).astype(np.float32)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Uniform integer times in 0 .. 999."""
@@ -91,7 +162,7 @@ class DDPM:
 
     def noised(self, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
         """Section 3.2's x_t."""
-        bar = _like(jnp.asarray(self._alpha_bar())[t], x)
+        bar = like(jnp.asarray(self._alpha_bar())[t], x)
         return jnp.sqrt(bar) * x + jnp.sqrt(1 - bar) * noise
 
     def target(self, x: jax.Array, noise: jax.Array) -> jax.Array:
@@ -102,27 +173,18 @@ class DDPM:
         """Times are thousandths already."""
         return t.astype(jnp.float32)
 
-    def sample(self, denoise: Denoiser, noise: jax.Array, steps: int, key: jax.Array) -> jax.Array:
-        """The ancestral chain (eq. 5), respaced to `steps` of the 1000 times.
-
-        Args:
-          denoise: (x, timestep []) -> predicted noise, both shaped as noise.
-        """
+    def chain(self, steps: int) -> Chain:
+        """The ancestral chain (eq. 5), respaced to `steps` of the 1000 times."""
         times = np.linspace(999, 0, steps).round().astype(np.int32)
         bar = self._alpha_bar()[times]
-        before = np.append(bar[1:], np.float32(1.0))
+        return ddpm_chain(times, bar, np.append(bar[1:], 1.0))
 
-        def body(x: jax.Array, step: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-            t, a, b, key = step
-            eps = denoise(x, self.timestep(t))
-            clean = (x - jnp.sqrt(1 - a) * eps) / jnp.sqrt(a)
-            alpha = a / b
-            mean = (jnp.sqrt(b) * (1 - alpha) * clean + jnp.sqrt(alpha) * (1 - b) * x) / (1 - a)
-            sigma = jnp.sqrt((1 - b) / (1 - a) * (1 - alpha))
-            return (mean + sigma * jax.random.normal(key, x.shape)).astype(x.dtype), None
 
-        xs = (jnp.asarray(times), jnp.asarray(bar), jnp.asarray(before), jax.random.split(key, steps))
-        return jax.lax.scan(body, noise, xs)[0]
+def cosine_betas(steps: int) -> np.ndarray:
+    """Nichol and Dhariwal's squared-cosine schedule, betas cut at 0.999: [steps] float64."""
+    grid = np.arange(steps + 1) / steps
+    bar = np.cos((grid + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
 
 
 SCHEDULES: dict[str, Schedule] = {"flow": Flow(), "ddpm": DDPM()}

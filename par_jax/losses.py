@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from par_jax.diffusion import SCHEDULES
 from par_jax.model.par import PAR
 from par_jax.nn.layers import patchify
-from par_jax.sampling import decode_actions, random_order
+from par_jax.sampling import decode_actions
+from par_jax.sets import random_order
 from par_jax.types import Batch
 
 Metrics = dict[str, jax.Array]

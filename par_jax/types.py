@@ -50,3 +50,18 @@ class KVCache:
     k: jax.Array
     v: jax.Array
     time: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FrameCache:
+    """Keys and values of NOVA's video encoder: text and frames, in the order in which they came.
+
+    Attributes:
+      k, v: [Y, B, T, H, D], T tokens in all.
+      length: [] int32, tokens in it so far.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    length: jax.Array

@@ -29,7 +29,7 @@ def _perfect(schedule, name):
 def test_a_perfect_denoiser_samples_the_data(name):
     schedule = SCHEDULES[name]
     noise = jax.random.normal(jax.random.key(0), (20000, 2))
-    x = schedule.sample(_perfect(schedule, name), noise, 500, jax.random.key(1))
+    x = schedule.chain(500).run(_perfect(schedule, name), noise, jax.random.key(1))
     np.testing.assert_allclose(x.mean(0), MEAN, atol=0.02)
     np.testing.assert_allclose(x.std(0), SPREAD, rtol=0.12)
 

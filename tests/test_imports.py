@@ -12,15 +12,17 @@ _ROOT = Path(__file__).parent.parent
 # A module may import only from the rows above its own, and from its own package.
 _LAYERS = (
     {"errors", "config"},
-    {"types", "tasks", "diffusion", "metrics", "normalise", "evaluation", "video", "versions"},
+    {"types", "tasks", "diffusion", "metrics", "normalise", "evaluation", "video", "versions", "tokenizer"},
     {"nn", "checkpoint"},
-    {"data", "results"},
+    {"data", "results", "pretrained", "schedulers", "guidance"},
     {"model", "sim", "rollout"},
-    {"sampling", "losses_vae"},
+    {"sets", "losses_vae"},
+    {"sampling", "generation"},
     {"losses"},
     {"train"},
     {"stages", "policy"},
-    {"experiments", "convert"},
+    {"experiments"},
+    {"convert"},
 )
 _RANK = {name: rank for rank, names in enumerate(_LAYERS) for name in names}
 

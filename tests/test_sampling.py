@@ -1,17 +1,8 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pytest
 
 from par_jax import sampling
 from tests.model.conftest import SMALL, par, params  # noqa: F401
-
-
-@pytest.mark.parametrize(("tokens", "sets"), [(36, 6), (7, 7), (1440, 64)])
-def test_sets_cover_all_tokens_once(tokens, sets):
-    ends = sampling.set_ends(tokens, sets)
-    assert ends[0] == 0 and ends[-1] == tokens and len(ends) == sets + 1
-    assert (np.diff(ends) > 0).all()
 
 
 def test_frames_and_actions_have_their_shapes_and_depend_on_key_and_condition(par, params):  # noqa: F811

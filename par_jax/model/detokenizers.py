@@ -5,15 +5,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from par_jax.nn.attention import Attention, attend
-from par_jax.nn.layers import MLP, Projector, TimeEmbed
+from par_jax.nn.layers import MLP, LayerNorm, Projector, TimeEmbed
 from par_jax.nn.stack import Stack
 
 
 def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     """Adaptive layer norm: x normalised, then scaled by 1 + scale and shifted."""
-    mean = jnp.mean(x.astype(jnp.float32), axis=-1, keepdims=True)
-    var = jnp.var(x.astype(jnp.float32), axis=-1, keepdims=True)
-    normed = ((x - mean) * jax.lax.rsqrt(var + 1e-6)).astype(x.dtype)
+    y = x.astype(jnp.float32)
+    mean, var = jnp.mean(y, axis=-1, keepdims=True), jnp.var(y, axis=-1, keepdims=True)
+    normed = ((y - mean) * jax.lax.rsqrt(var + 1e-6)).astype(x.dtype)
     return normed * (1 + scale) + shift
 
 
@@ -23,7 +23,7 @@ class MLPBlock(nnx.Module):
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.modulation = nnx.Linear(dim, 3 * dim, rngs=rngs)
         self.proj = Projector(dim, dim, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs)
+        self.norm2 = LayerNorm(dim, rngs=rngs)
 
     def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
         """x and z [..., dim] -> [..., dim]."""
@@ -58,7 +58,11 @@ class FrameHead(nnx.Module):
         Returns:
           [..., K, token_dim].
         """
-        z = self.condition_proj(z) + self.time_embed(t, z.dtype)
+        return self.denoise(x, t, self.condition_proj(z))
+
+    def denoise(self, x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
+        """As `__call__`, with c = `condition_proj(z)`, which a sampler computes once for all of its steps."""
+        z = c + self.time_embed(t, c.dtype)
         x, _ = self.stack.scan(lambda block, x, _: (block(x, z), None), self.patch_embed(x))
         scale, shift = jnp.split(self.modulation(jax.nn.silu(z)), 2, axis=-1)
         return self.head(modulate(x, scale, shift))

@@ -42,7 +42,7 @@ class PAR(nnx.Module):
         self.patch_embed = nnx.Linear(m.video_patch**2 * config.vae.latent_channels, m.width, rngs=rngs)
         self.action_tokenizer = ActionTokenizer(m.action_dim, m.chunk, m.width, rngs=rngs)
         self.video_encoder = VideoEncoder(m, grid, config.text.tokens, rngs=rngs)
-        self.frame_encoder = FrameEncoder(m, frame_grid, token_dim, rngs=rngs)
+        self.frame_encoder = FrameEncoder(frame_grid, token_dim, m.width, m.heads, m.frame_depth, rngs=rngs)
         self.frame_head = FrameHead(token_dim, m.width, m.frame_head_width, m.frame_head_depth, rngs=rngs)
         self.action_head = ActionHead(
             m.action_dim,

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from par_jax.config import TextConfig
+from par_jax.nn.layers import LayerNorm
 
 
 def tokenize(instruction: str, tokens: int, vocabulary: int) -> np.ndarray:
@@ -28,7 +29,7 @@ class TextEmbed(nnx.Module):
         self.table = nnx.Param(init(rngs.params(), (config.vocabulary, config.dim)))
         self.position = nnx.Param(init(rngs.params(), (config.tokens, config.dim)))
         self.proj = nnx.Linear(config.dim, width, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm = LayerNorm(width, rngs=rngs)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[B, K] int32 -> [B, K, E]."""

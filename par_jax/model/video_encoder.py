@@ -8,6 +8,7 @@ from flax import nnx
 
 from par_jax.config import ModelConfig
 from par_jax.nn.attention import Block, attend
+from par_jax.nn.layers import LayerNorm
 from par_jax.nn.masks import own_package_mask_at, package_mask, package_of
 from par_jax.nn.positions import action_angles, frame_angles
 from par_jax.nn.stack import Stack
@@ -25,7 +26,7 @@ class VideoEncoder(nnx.Module):
     def __init__(self, config: ModelConfig, grid: tuple[int, int], text: int, *, rngs: nnx.Rngs):
         self.config, self.grid, self.text = config, grid, text
         self.stack = Stack(lambda r: Block(config.width, config.heads, rngs=r), config.video_depth, rngs=rngs)
-        self.norm = nnx.LayerNorm(config.width, epsilon=1e-5, rngs=rngs)
+        self.norm = LayerNorm(config.width, rngs=rngs)
 
     @property
     def frame_tokens(self) -> int:

@@ -113,8 +113,8 @@ class GroupNorm(nnx.Module):
         mean_c, within_c = mean_c.reshape(grouped), within_c.reshape(grouped)
         mean = mean_c.mean(-1, keepdims=True)
         variance = (within_c + jnp.square(mean_c - mean)).mean(-1, keepdims=True)
-        gain = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...].reshape(self.groups, -1)
-        shift = self.bias[...].reshape(self.groups, -1) - mean * gain
+        gain = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...].astype(jnp.float32).reshape(self.groups, -1)
+        shift = self.bias[...].astype(jnp.float32).reshape(self.groups, -1) - mean * gain
         gain, shift = (part.reshape(x.shape[0], *(1 for _ in inner), -1) for part in (gain, shift))
         return (y * gain + shift).astype(x.dtype)
 

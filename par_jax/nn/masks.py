@@ -54,3 +54,14 @@ def own_package_mask_at(query: jax.Array, key: jax.Array, frame: int) -> jax.Arr
 def package_of(text: int, size: int, packages: int) -> jax.Array:
     """The package number of every token, -1 for text: [S] int32."""
     return jnp.concatenate([jnp.full(text, -1), jnp.repeat(jnp.arange(packages), size)])
+
+
+def frame_mask(text: int, frame: int, frames: int) -> jax.Array:
+    """NOVA's mask over [text | frame 0 | frame 1 | ...]: every token sees its own frame and the earlier ones, and text
+    and frame 0 are one bidirectional block.
+
+    Returns:
+      [S, S] bool, S = text + frames * frame.
+    """
+    of = jnp.maximum(package_of(text, frame, frames), 0)
+    return of[:, None] >= of[None, :]

@@ -16,6 +16,13 @@ def sincos_2d(height: int, width: int, dim: int) -> np.ndarray:
     return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=-1).astype(np.float32)
 
 
+def sincos_1d(values: jax.Array) -> jax.Array:
+    """Numbers [...] float32 as 128 sines and 128 cosines: [..., 256] float32."""
+    frequency = 1.0 / 10000.0 ** (np.arange(128, dtype=np.float32) / 128)
+    angles = values[..., None] * frequency
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 def rotary_sizes(head_dim: int) -> tuple[int, int, int]:
     """How a head's width is shared among time, rows and columns: an eighth, and half of the rest each."""
     time = head_dim // 8

@@ -23,6 +23,11 @@ class Stack(nnx.Module):
         keys = jax.random.split(rngs.params(), depth)
         self.blocks = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
 
+    def block(self, index: int) -> nnx.Module:
+        """One layer."""
+        graphdef, state = nnx.split(self.blocks)
+        return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[index], state))
+
     def scan(
         self,
         body: Callable[[nnx.Module, Any, Any], tuple[Any, Any]],
