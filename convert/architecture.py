@@ -16,8 +16,8 @@ from convert.apply import Shaped
 from convert.source import Source
 from par_jax.config import NovaConfig, PhiConfig, VAEConfig
 from par_jax.errors import UserError
-from par_jax.model.nova import TEXT_POSITIONS
 from par_jax.model.phi import ACTIVATIONS
+from par_jax.model.text import TEXT_POSITIONS
 from par_jax.model.vae import is_volumetric
 from par_jax.nn.positions import rotary_sizes
 from par_jax.pretrained import Architecture
@@ -236,7 +236,8 @@ def _check_grids(config: NovaConfig, where: Path | str) -> None:
 
 def _check_positions(config: NovaConfig, where: Path | str) -> None:
     head = config.width // config.heads
-    if config.rotary and 2 * sum(-(-size // 2) for size in rotary_sizes(head)) != head:
+    # Where NOVA's own split does not fit the head, ours is another one.
+    if config.rotary and rotary_sizes(head)[0] != head // 8:
         raise UserError(f"{where}: heads of {head} numbers cannot be rotated in time, rows and columns")
     if not config.rotary and config.width % 4:
         raise UserError(f"{where}: a width of {config.width} has no absolute positions, being no multiple of 4")

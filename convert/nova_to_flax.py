@@ -40,6 +40,8 @@ from par_jax.errors import UserError
 from par_jax.versions import versions
 
 FLAGS = flags.FLAGS
+# Layers and blocks that the short table counts instead of listing.
+_NUMBERED = re.compile(r"(blocks|layers|resnets|attentions|samplers)\.\d+")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -50,7 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Type of the converted parameters.")
     flags.DEFINE_bool("overwrite", False, "Replace a converted checkpoint that is at --out.")
-    flags.DEFINE_enum("table", "rules", ["rules", "full"], "A line for each rule, or for each tensor.")
+    flags.DEFINE_enum("table", "short", ["short", "full"], "Layers counted, or a line for each tensor.")
 
 
 def convert(
@@ -59,7 +61,7 @@ def convert(
     dtype: str = "float32",
     revision: str | None = None,
     overwrite: bool = False,
-    table: str = "rules",
+    table: str = "short",
 ) -> None:
     """Converts a checkpoint; prints the table.
 
@@ -69,7 +71,7 @@ def convert(
       dtype: "float32" or "bfloat16".
       revision: the hub's.
       overwrite: whether `out` may exist.
-      table: "rules" or "full".
+      table: "short" or "full".
 
     Raises:
       UserError: anything is missing, damaged, unknown or does not fit; `out` is then as it was.
@@ -143,16 +145,12 @@ def _print_table(
             print(f"  {tensor} {list(place.shape)} -> {place.path}{row} {list(model[place.path])}")
         return
     groups = collections.defaultdict(list)
-    for place in found.values():
-        groups[place.rule].append(place)
-    lines = []
-    for rule, group in groups.items():
-        layers = f"0-{max(place.layer or 0 for place in group)}"
-        left, right = (re.sub(r"\{.*?\}", "*", text.replace("{layer}", layers)) for text in (rule.name, rule.path))
-        lines.append((left, right, len(group), sum(math.prod(place.shape) for place in group)))
-    widths = max(len(line[0]) for line in lines), max(len(line[1]) for line in lines)
-    for left, right, count, numbers in lines:
-        print(f"  {left:<{widths[0]}} -> {right:<{widths[1]}} {count:>5} tensors {numbers:>13,} parameters")
+    for tensor, place in found.items():
+        groups[_NUMBERED.sub(r"\1.*", tensor), _NUMBERED.sub(r"\1.*", place.path)].append(math.prod(place.shape))
+    widths = max(len(left) for left, _ in groups), max(len(right) for _, right in groups)
+    for (left, right), sizes in groups.items():
+        count = f"{len(sizes)} tensor{'s' if len(sizes) > 1 else ''}"
+        print(f"  {left:<{widths[0]}} -> {right:<{widths[1]}} {count:>11} {sum(sizes):>13,} parameters")
 
 
 def _print_end(source: Source, out: Path | str, components: dict[str, Any], dtype: str) -> None:

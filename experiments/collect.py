@@ -6,6 +6,7 @@
 Type the same command again to go on where it stopped, or with more --episodes to extend.
 """
 
+import re
 from pathlib import Path
 
 from absl import flags
@@ -25,10 +26,23 @@ def define_flags() -> None:
     flags.DEFINE_integer("workers", 2, "Processes, each with a simulator of its own.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "First seed; the demonstrations' seeds count up from it.", lower_bound=0)
     flags.DEFINE_string("control_mode", "pd_joint_pos", "pd_joint_pos or pd_ee_delta_pose.")
-    flags.DEFINE_integer("picture_size", 128, "Height and width of the pictures, pixels.", lower_bound=16)
+    flags.DEFINE_string("picture_size", "128", "Pixels of the pictures: a side, or HEIGHTxWIDTH.")
     flags.DEFINE_string("device", "cpu", "cpu or gpu: where pictures are rendered.")
     flags.DEFINE_string("from", None, "ManiSkill's recorded .h5 trajectories to read instead of the expert.")
     flags.DEFINE_bool("noise", True, "Disturb the expert, so that the data shows recoveries.")
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Height and width from `128` or `496x784`.
+
+    Raises:
+      UserError: it is neither, or less than 16 pixels.
+    """
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if min(size) < 16:
+        raise UserError(f"--picture_size={text}: give a side of 16 pixels or more, or height and width, as 496x784")
+    return size
 
 
 def main() -> None:
@@ -38,7 +52,7 @@ def main() -> None:
     settings = collect.Settings(
         task=FLAGS.task,
         control_mode=FLAGS.control_mode,
-        picture_size=(FLAGS.picture_size, FLAGS.picture_size),
+        picture_size=picture_size(FLAGS.picture_size),
         device=FLAGS.device,
         seed_first=FLAGS.seed,
         noise=FLAGS.noise,

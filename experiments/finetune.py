@@ -34,6 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string("data", None, "Demonstrations, as experiments.collect writes them; data/<task> by default.")
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<task> by default.")
     flags.DEFINE_string("stage", "policy", "policy, or vae: the frame VAE alone, into workdir/vae.")
+    flags.DEFINE_string("init", None, "A converted NOVA checkpoint to begin with; its VAE and text encoder are used.")
     flags.DEFINE_string("vae", None, "Folder of a trained VAE to use; workdir/vae by default.")
     flags.DEFINE_integer("steps", None, "Steps of the stage; the preset's by default.", lower_bound=1)
     flags.DEFINE_integer("vae_steps", None, "Steps of a VAE trained on the way to a policy.", lower_bound=1)
@@ -75,6 +76,12 @@ def configuration() -> Config:
     if FLAGS.dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"unknown dtype {FLAGS.dtype!r}: choose float32 or bfloat16")
     config = PRESETS[FLAGS.preset]
+    if config.text.kind == "phi" and FLAGS.init is None:
+        raise UserError(
+            f"preset {config.name!r} begins with converted NOVA: give --init a folder that convert/nova_to_flax.py made"
+        )
+    if FLAGS.init is not None and (FLAGS.stage == "vae" or FLAGS.vae is not None):
+        raise UserError("--init brings its own frame VAE: leave out --stage=vae and --vae")
     asked = {
         "steps": FLAGS.steps,
         "batch": FLAGS.batch,
@@ -119,6 +126,7 @@ def main() -> None:
         data=Path(FLAGS.data or f"data/{FLAGS.task}"),
         workdir=workdir,
         seed=FLAGS.seed,
+        init=Path(FLAGS.init) if FLAGS.init else None,
         log_every=FLAGS.log_every,
         checkpoint_every=FLAGS.checkpoint_every,
         eval_every=FLAGS.eval_every,
@@ -141,6 +149,9 @@ def train(wanted: "Run") -> None:
     from par_jax import stages
 
     vae = dataclasses.replace(wanted, workdir=wanted.workdir / "vae")
+    if wanted.init is not None:
+        end(stages.train_policy(stages.adopt_nova(wanted)), wanted.workdir)
+        return
     if FLAGS.stage == "vae":
         end(stages.train_vae(vae), vae.workdir)
         return

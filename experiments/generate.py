@@ -21,13 +21,11 @@ from par_jax.config import VAEConfig
 from par_jax.errors import UserError
 from par_jax.generation import Draws, Generator, Plan
 from par_jax.guidance import Guidance
+from par_jax.language import embed_prompts
 from par_jax.model.nova import MOTION_FLOW, MOTION_FPS
-from par_jax.model.phi import Phi
-from par_jax.model.prompt import encode_prompts
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional, Params
 from par_jax.schedulers import make_scheduler
-from par_jax.tokenizer import load_tokenizer
 
 FLAGS = flags.FLAGS
 
@@ -81,7 +79,7 @@ def main() -> None:
     dtype = params["begin"].dtype
     order_key, image_key = jax.random.split(jax.random.key(FLAGS.seed))
     prompts = [FLAGS.prompt, FLAGS.negative_prompt][: min(guidance.passes, 2)]
-    embeddings = _embeddings(folder, architecture, params, prompts)
+    embeddings = embed_prompts(folder, params["text_embed"]["position"], prompts, FLAGS.dtype)
     if guidance.passes > 1:
         embeddings = guidance.expand_text(*jnp.split(embeddings, 2))
     text = generator.text(params, embeddings, *generator.motion(1, FLAGS.motion, FLAGS.fps))
@@ -127,18 +125,6 @@ def _frames(out: Path, videos: bool, trained: int) -> int:
 def _load(folder: Path, component: str) -> Params:
     params = pretrained.load(folder, component)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, FLAGS.dtype or leaf.dtype), params)
-
-
-def _embeddings(folder: Path, architecture: pretrained.Architecture, params: Params, prompts: list[str]) -> jax.Array:
-    """The prompts' embeddings [len(prompts), K, text_dim]. The text encoder leaves the memory with this call."""
-    if architecture.text_encoder is None:
-        raise UserError(f"{folder} has no text encoder: convert a folder that has text_encoder/ and tokenizer/")
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    phi_config = architecture.text_encoder
-    phi = Functional(lambda rngs: Phi(phi_config, rngs=rngs))
-    position = params["text_embed"]["position"]
-    phi_params = _load(folder, "text_encoder")
-    return encode_prompts(tokenizer, phi, phi_params, position, prompts, architecture.nova.text_tokens)
 
 
 def _read_image(path: Path, latent_size: tuple[int, int], stride: int) -> jax.Array:

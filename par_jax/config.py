@@ -40,8 +40,16 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The instruction's path to K_t tokens: word hashes and a learned table, or embeddings of a frozen Phi."""
+    """The instruction's path to K_t tokens.
 
+    Attributes:
+      kind: "words" for word hashes and a learned table, "phi" for embeddings of a frozen Phi.
+      tokens: K_t.
+      dim: of an embedding.
+      vocabulary: of the table.
+    """
+
+    kind: str = "words"
     tokens: int = 8
     dim: int = 64
     vocabulary: int = 1024
@@ -120,6 +128,9 @@ class ModelConfig:
       context: packages that a token may look back on, its own included (sliding window).
       max_time: training draws the time at which a sequence begins below this number of packages, so that a long
         episode holds nothing new.
+      positions: of frame tokens in the video encoder: "absolute" or "rotary", as NOVA's checkpoints have them; "both"
+        adds absolute rows and columns to rotary positions. Action tokens always have rotary ones.
+      action_tokenizer_width: of the action tokenizer's hidden layer.
       action_rope_theta, rope_theta: base of the rotary frequencies of action tokens and of frame tokens.
       mask_ratio: least and greatest share of a frame's tokens that training hides (NOVA's 0.7 to 1).
     """
@@ -134,6 +145,8 @@ class ModelConfig:
     chunk: int = 8
     context: int = 3
     max_time: int = 64
+    positions: str = "both"
+    action_tokenizer_width: int = 192
     rope_theta: float = 10000.0
     action_rope_theta: float = 100.0
     mask_ratio: tuple[float, float] = (0.7, 1.0)
@@ -244,7 +257,34 @@ TINY = Config(
     vae_train=TrainConfig(steps=800, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.98, warmup=50),
 )
 
-PRESETS: dict[str, Config] = {"tiny": TINY}
+# The paper's model: NOVA's `nova-d48w1024-osp480` and 22M parameters for actions (paper table 1).
+PAR = Config(
+    name="par",
+    picture=PictureConfig(size=(496, 784), crop=(480, 768), shift=8),
+    vae=VAEConfig(),
+    text=TextConfig(kind="phi", tokens=256, dim=2560),
+    model=ModelConfig(
+        width=1024,
+        heads=16,
+        video_depth=16,
+        frame_depth=32,
+        video_patch=4,
+        frame_patch=2,
+        context=5,
+        positions="absolute",
+        action_tokenizer_width=560,
+        frame_head_width=1280,
+        frame_head_depth=3,
+        action_head_width=512,
+        action_head_depth=3,
+        action_head_heads=8,
+    ),
+    diffusion=DiffusionConfig(action_steps=10, frame_steps=25, frame_sets=64),
+    train=TrainConfig(steps=20000, batch=8, learning_rate=1e-4, warmup=500, packages=5, ema=0.999, dtype="bfloat16"),
+    vae_train=TrainConfig(steps=0, batch=8),
+)
+
+PRESETS: dict[str, Config] = {"tiny": TINY, "par": PAR}
 
 
 def to_dict(config: Any) -> dict:

@@ -11,8 +11,8 @@ from par_jax import sampling
 from par_jax.checkpoint import load_params
 from par_jax.config import Config
 from par_jax.data.pictures import crop, to_unit
+from par_jax.language import instruction_tokens
 from par_jax.model.par import PAR
-from par_jax.model.text import tokenize
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
 from par_jax.normalise import centre_and_half
@@ -55,10 +55,13 @@ class Policy:
       vae: of `VAE`, likewise.
       statistics: `low` and `high` of the actions, as `par_jax.data.episodes.statistics` gives them.
       step: of training, for the record.
+      folder: of the run, which holds the instruction's embeddings where a language model reads it.
     """
 
-    def __init__(self, config: Config, params: dict, vae: dict, statistics: dict, step: int = 0):
-        self.config, self.step = config, step
+    def __init__(
+        self, config: Config, params: dict, vae: dict, statistics: dict, step: int = 0, folder: Path | str = "."
+    ):
+        self.config, self.step, self.folder = config, step, Path(folder)
         self.params = jax.device_put({"par": params, "vae": vae})
         centre, half = centre_and_half(statistics["low"], statistics["high"])
         par = Functional(lambda rngs: PAR(config, rngs=rngs))
@@ -93,11 +96,11 @@ class Policy:
         """
         config, meta, params = load_params(checkpoint)
         _, _, vae = load_params(Path(checkpoint) / "vae")
-        return cls(config, params, vae, meta["statistics"], meta["step"])
+        return cls(config, params, vae, meta["statistics"], meta["step"], checkpoint)
 
     def init(self, key: jax.Array, instruction: str) -> Carry:
         """The carry at the start of an episode."""
-        text = tokenize(instruction, self.config.text.tokens, self.config.text.vocabulary)
+        text = instruction_tokens(self.config.text, instruction, self.folder)
         return self._init(self.params, text, key)
 
     def view(self, picture: np.ndarray | jax.Array) -> np.ndarray | jax.Array:

@@ -29,7 +29,7 @@ def step(model: PAR, cache: KVCache, latents: jax.Array, executed: jax.Array) ->
     Returns:
       The cache, Z_O [B, K_o, E] and Z_A [B, L, E], which condition the next frame and the next chunk.
     """
-    package = model.physical_tokens(latents, executed, cache.time > 0)
+    package = model.physical_tokens(latents, executed, cache.time > 0, cache.time.astype(jnp.float32))
     cache, z = model.video_encoder.step(cache, package)
     return cache, *model.split(z)
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from par_jax import config as config_lib
+from par_jax import initialise, pretrained
 from par_jax.checkpoint import Checkpoints, claim, load_params, read_meta, write_json
 from par_jax.config import Config, TrainConfig, VAEConfig
 from par_jax.data.episodes import Episodes, statistics
@@ -20,10 +21,10 @@ from par_jax.data.latents import digest, encode_all, shifts
 from par_jax.data.pictures import picture_batches, sample_pictures, split_episodes, to_unit
 from par_jax.data.windows import Windows, validation_batches, window_batches
 from par_jax.errors import UserError
+from par_jax.language import FILE, embed_prompts, instruction_tokens, keep
 from par_jax.losses import policy_errors, policy_loss
 from par_jax.losses_vae import vae_loss
 from par_jax.model.par import PAR
-from par_jax.model.text import tokenize
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional, Params
 from par_jax.normalise import scale_actions
@@ -48,6 +49,7 @@ class Run:
       data: demonstration folder.
       workdir: the policy run's folder; the VAE's is `workdir/vae`.
       seed: of the parameters, of the data's order and of every draw.
+      init: a converted NOVA checkpoint to begin with, or None.
       log_every, checkpoint_every, eval_every: steps.
     """
 
@@ -56,6 +58,7 @@ class Run:
     data: Path
     workdir: Path
     seed: int = 0
+    init: Path | None = None
     log_every: int = 20
     checkpoint_every: int = 250
     eval_every: int = 500
@@ -77,6 +80,7 @@ class Run:
             "task": self.task,
             "instruction": get_task(self.task).instruction,
             "seed": self.seed,
+            "init": None if self.init is None else str(self.init),
             "config": config_lib.to_dict(self.config),
             "statistics": statistics(episodes),
             "dataset": episodes.meta,
@@ -123,7 +127,7 @@ def train_vae(run: Run) -> Result:
         value, parts = evaluate_once(state.ema)
         return {name: float(part) for name, part in {"loss": value, **parts}.items()}
 
-    _announce("frame VAE", run.task, len(ids), len(held_out), first, train.steps)
+    _announce("frame VAE", run.task, len(ids), len(held_out), vae, train.steps)
     result = run.fit(
         first,
         make_train_step(loss, train),
@@ -174,6 +178,36 @@ def adopt_vae(source: Path, target: Path) -> None:
     write_json(target / "config.json", {name: value for name, value in meta.items() if name != "step"})
 
 
+def adopt_nova(run: Run) -> Run:
+    """Prepares a run that begins with converted NOVA: its frozen frame VAE and the instruction's embeddings.
+
+    Returns:
+      The run with NOVA's shapes.
+
+    Raises:
+      UserError: the checkpoint is missing or damaged, lacks a part, or does not fit the preset.
+    """
+    source = run.init
+    assert source is not None
+    architecture = pretrained.read_config(source)
+    config = dataclasses.replace(run.config, vae=architecture.vae)
+    run = dataclasses.replace(run, config=initialise.fit(config, architecture.nova))
+    folder = run.workdir / "vae"
+    if not is_trained(folder):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), pretrained.load(source, "vae"))
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(0, {"ema": params}, {})
+        checkpoints.wait()
+        checkpoints.close()
+        write_json(folder / "config.json", {**run.meta("vae", run.episodes()), "complete": True})
+    if not (run.workdir / FILE).exists():
+        instruction = get_task(run.task).instruction
+        position = pretrained.load(source, "transformer")["text_embed"]["position"]
+        embeddings = embed_prompts(source, jax.numpy.asarray(position), [instruction])
+        keep(run.workdir, instruction, np.asarray(embeddings[0], np.float32))
+    return run
+
+
 def train_policy(run: Run) -> Result:
     """Trains the policy into `run.workdir`, on latents of the trained VAE in `run.workdir / "vae"`.
 
@@ -193,6 +227,8 @@ def train_policy(run: Run) -> Result:
     windows = make_windows(run, episodes, ids, vae, numbers)
     par = Functional(lambda rngs: PAR(config, rngs=rngs))
     first = first_state(par, train, run.seed)
+    if run.init is not None:
+        first = _beginning_with(run.init, first)
 
     def loss(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
         return policy_loss(par.bind(params), batch, key)
@@ -209,7 +245,7 @@ def train_policy(run: Run) -> Result:
             rows.append({"loss": value, **parts, **errors(state.ema, batch, key)})
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
-    _announce("policy", run.task, len(ids), len(held_out), first, train.steps)
+    _announce("policy", run.task, len(ids), len(held_out), par, train.steps)
     return run.fit(
         first,
         make_train_step(loss, train),
@@ -240,11 +276,24 @@ def make_windows(run: Run, episodes: Episodes, ids: np.ndarray, vae: Params, num
     return Windows(
         latents=latents,
         actions=[scale_actions(episodes.numbers(i)["action"], low, high) for i in range(len(episodes))],
-        text=tokenize(get_task(run.task).instruction, config.text.tokens, config.text.vocabulary),
+        text=instruction_tokens(config.text, get_task(run.task).instruction, run.workdir),
         packages=config.train.packages,
         chunk=config.model.chunk,
         rest=rest,
     )
+
+
+def _beginning_with(checkpoint: Path, first: Callable[[], TrainState]) -> Callable[[], TrainState]:
+    """`first` with NOVA's parameters in their places."""
+
+    def begin() -> TrainState:
+        state = first()
+        params, report = initialise.from_nova(state.params, pretrained.load(checkpoint, "transformer"))
+        print(initialise.summary(params, report), flush=True)
+        params = jax.tree.map(jax.numpy.asarray, params)
+        return dataclasses.replace(state, params=params, ema=jax.tree.map(lambda leaf: leaf.copy(), params))
+
+    return begin
 
 
 def _same_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:
@@ -257,8 +306,8 @@ def _same_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:
         raise UserError(f"the VAE in {folder} is not the preset's: {'; '.join(differing)}; train one with --stage=vae")
 
 
-def _announce(what: str, task: str, train: int, held_out: int, first: Callable, steps: int) -> None:
-    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(first).params)) / 1e6
+def _announce(what: str, task: str, train: int, held_out: int, module: Functional, steps: int) -> None:
+    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0)))) / 1e6
     print(
         f"{what} for {task}: {size:.2f}M parameters, {steps} steps on {jax.devices()[0].platform}, "
         f"{train} demonstrations to train on, {held_out} held out",

@@ -23,7 +23,7 @@ class Batch:
       has_past: [B] bool, False where O_0 is the episode's first frame (A_0 is then begin-of-action tokens).
       valid: [B, N, L] bool, which actions of A_1 .. A_N are targets.
       frame_valid: [B, N] bool, which of O_1 .. O_N are targets.
-      text: [B, K] int32, token ids of the instruction.
+      text: [B, K] int32 word ids of the instruction, or [B, K, dim] float32, a language model's embeddings of it.
     """
 
     latents: jax.Array

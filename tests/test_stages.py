@@ -89,8 +89,7 @@ def test_policy_step_keeps_its_state_s_types(dtype):
         return policy_loss(par.bind(params), batch, key)
 
     state = jax.eval_shape(first_state)
-    with jax.numpy_dtype_promotion("standard"):  # flax's norms lift bfloat16 to float32 implicitly
-        after, metrics = jax.eval_shape(make_train_step(loss, config.train), state, batch)
+    after, metrics = jax.eval_shape(make_train_step(loss, config.train), state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
     assert all(jax.tree.leaves(same))

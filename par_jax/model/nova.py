@@ -11,43 +11,16 @@ from flax import nnx
 from par_jax.config import NovaConfig
 from par_jax.model.detokenizers import FrameHead
 from par_jax.model.frame_encoder import FrameEncoder
+from par_jax.model.text import TextProjector
 from par_jax.nn.attention import Block, attend
-from par_jax.nn.layers import LayerNorm, Projector, patchify
+from par_jax.nn.layers import LayerNorm, Projector, TimePosition, patchify
 from par_jax.nn.masks import frame_mask
 from par_jax.nn.positions import frame_angles, sincos_1d, sincos_2d
 from par_jax.nn.stack import Stack
 from par_jax.types import FrameCache
 
-# Positions that a prompt's tokens may take, whatever the model's own number of text tokens.
-TEXT_POSITIONS = 512
 # What a clip's motion and frame rate are when nothing else is said.
 MOTION_FLOW, MOTION_FPS = 5.0, 12.0
-
-
-class TextProjector(nnx.Module):
-    """A prompt's embeddings to text tokens; `position` stands where the prompt has no token."""
-
-    def __init__(self, dim: int, width: int, *, rngs: nnx.Rngs):
-        self.position = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (TEXT_POSITIONS, dim)))
-        self.proj = nnx.Linear(dim, width, rngs=rngs)
-        self.norm = LayerNorm(width, rngs=rngs)
-
-    def __call__(self, embeddings: jax.Array) -> jax.Array:
-        """[B, K, dim] -> [B, K, E]."""
-        return self.norm(self.proj(embeddings))
-
-
-class TimePosition(nnx.Module):
-    """Absolute time positions: sines and cosines through a projector and a norm."""
-
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.time_proj = Projector(256, width, rngs=rngs)
-        self.norm = LayerNorm(width, rngs=rngs)
-
-    def __call__(self, frames: int, base: int, dtype: jnp.dtype) -> jax.Array:
-        """[frames, E]: `frames` times, spread over the `base` of training."""
-        times = jnp.arange(frames, dtype=jnp.float32) / (frames / base)
-        return self.norm(self.time_proj(sincos_1d(times).astype(dtype)))
 
 
 class MotionEmbed(nnx.Module):
@@ -164,7 +137,8 @@ class NOVA(nnx.Module):
         """
         if self.video_position is None:
             return tokens
-        times = self.video_position(frames, self.config.video_base[0], tokens.dtype)[time]
+        scaled = time.astype(jnp.float32) / (frames / self.config.video_base[0])
+        times = self.video_position(scaled, tokens.dtype)
         space = jnp.asarray(sincos_2d(*self.grid, tokens.shape[-1]), tokens.dtype)
         return tokens + times[:, None, :] + space
 

@@ -7,18 +7,18 @@ from flax import nnx
 from par_jax.config import Config
 from par_jax.model.detokenizers import ActionHead, FrameHead
 from par_jax.model.frame_encoder import FrameEncoder
-from par_jax.model.text import TextEmbed
+from par_jax.model.text import TextEmbed, TextProjector
 from par_jax.model.video_encoder import VideoEncoder
-from par_jax.nn.layers import Projector, patchify
+from par_jax.nn.layers import Projector, TimePosition, patchify
 from par_jax.nn.positions import sincos_2d
 
 
 class ActionTokenizer(nnx.Module):
     """Actions to tokens by an MLP, one each; begin-of-action tokens stand for a chunk that was never executed."""
 
-    def __init__(self, action_dim: int, chunk: int, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, action_dim: int, chunk: int, hidden: int, width: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
-        self.proj = Projector(action_dim, width, rngs=rngs)
+        self.proj = Projector(action_dim, width, hidden, rngs=rngs)
         self.position = nnx.Param(init(rngs.params(), (chunk, width)))
         self.begin = nnx.Param(init(rngs.params(), (chunk, width)))
 
@@ -38,11 +38,17 @@ class PAR(nnx.Module):
         grid = (height // m.video_patch, width // m.video_patch)
         frame_grid = (height // m.frame_patch, width // m.frame_patch)
         token_dim = m.frame_patch**2 * config.vae.latent_channels
-        self.text_embed = TextEmbed(config.text, m.width, rngs=rngs)
+        self.text_embed = (
+            TextEmbed(config.text, m.width, rngs=rngs)
+            if config.text.kind == "words"
+            else TextProjector(config.text.dim, m.width, rngs=rngs)
+        )
         self.patch_embed = nnx.Linear(m.video_patch**2 * config.vae.latent_channels, m.width, rngs=rngs)
-        self.action_tokenizer = ActionTokenizer(m.action_dim, m.chunk, m.width, rngs=rngs)
+        self.video_position = TimePosition(m.width, rngs=rngs) if m.positions == "absolute" else None
+        self.action_tokenizer = ActionTokenizer(m.action_dim, m.chunk, m.action_tokenizer_width, m.width, rngs=rngs)
         self.video_encoder = VideoEncoder(m, grid, config.text.tokens, rngs=rngs)
-        self.frame_encoder = FrameEncoder(frame_grid, token_dim, m.width, m.heads, m.frame_depth, rngs=rngs)
+        rotary = m.positions == "rotary"
+        self.frame_encoder = FrameEncoder(frame_grid, token_dim, m.width, m.heads, m.frame_depth, rotary, rngs=rngs)
         self.frame_head = FrameHead(token_dim, m.width, m.frame_head_width, m.frame_head_depth, rngs=rngs)
         self.action_head = ActionHead(
             m.action_dim,
@@ -54,19 +60,25 @@ class PAR(nnx.Module):
             rngs=rngs,
         )
 
-    def physical_tokens(self, latents: jax.Array, actions: jax.Array, known: jax.Array) -> jax.Array:
+    def physical_tokens(self, latents: jax.Array, actions: jax.Array, known: jax.Array, time: jax.Array) -> jax.Array:
         """Frames and chunks to packages (paper section 4.2.1).
 
         Args:
           latents: [..., h, w, C].
           actions: [..., L, A], the chunk that led to the frame.
           known: [...] bool, False where there was none.
+          time: [...] float32, the packages' places in the episode.
 
         Returns:
           [..., K_package, E].
         """
-        frame = self.patch_embed(patchify(latents, self.config.model.video_patch))
-        frame = frame + jnp.asarray(sincos_2d(*self.video_encoder.grid, frame.shape[-1]), frame.dtype)
+        m = self.config.model
+        frame = self.patch_embed(patchify(latents, m.video_patch))
+        if m.positions != "rotary":
+            frame = frame + jnp.asarray(sincos_2d(*self.video_encoder.grid, frame.shape[-1]), frame.dtype)
+        if self.video_position is not None:
+            # NOVA's time 0 is that of its begin-of-video frame.
+            frame = frame + self.video_position(time + 1, frame.dtype)[..., None, :]
         return jnp.concatenate([frame, self.action_tokenizer(actions, known)], axis=-2)
 
     def split(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,6 +94,7 @@ class PAR(nnx.Module):
         text: jax.Array,
         time: jax.Array,
         alone: jax.Array | None = None,
+        silent: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """All packages in one pass.
 
@@ -89,12 +102,13 @@ class PAR(nnx.Module):
           latents: [B, N, h, w, C], O_0 .. O_{N-1}.
           actions: [B, N, L, A], A_0 .. A_{N-1}.
           known: [B, N] bool, which of the chunks are given as tokens.
-          text: [B, K_text] int32.
+          text: [B, K_text] int32 word ids, or [B, K_text, dim] embeddings.
           time: [B, N] float32.
           alone: [B] bool, sequences without history.
+          silent: [B] bool, videos without actions: no frame token sees an action token.
 
         Returns:
           Z_O [B, N, K_o, E] and Z_A [B, N, L, E], which condition O_1 .. O_N and A_1 .. A_N.
         """
-        packages = self.physical_tokens(latents, actions, known)
-        return self.split(self.video_encoder(self.text_embed(text), packages, time, alone))
+        packages = self.physical_tokens(latents, actions, known, time)
+        return self.split(self.video_encoder(self.text_embed(text), packages, time, alone, silent))

@@ -1,4 +1,4 @@
-"""The instruction's path to K_t tokens that needs no language model: hashed words and a learned table."""
+"""The instruction's path to K_t tokens: a language model's embeddings, or hashed words and a learned table."""
 
 import re
 import zlib
@@ -19,6 +19,23 @@ def tokenize(instruction: str, tokens: int, vocabulary: int) -> np.ndarray:
     words = re.findall(r"[a-z0-9]+", instruction.lower())[:tokens]
     ids = [1 + zlib.crc32(word.encode()) % (vocabulary - 1) for word in words]
     return np.array(ids + [0] * (tokens - len(ids)), np.int32)
+
+
+# Positions that a prompt's tokens may take, whatever the model's own number of text tokens.
+TEXT_POSITIONS = 512
+
+
+class TextProjector(nnx.Module):
+    """A prompt's embeddings to text tokens; `position` stands where the prompt has no token."""
+
+    def __init__(self, dim: int, width: int, *, rngs: nnx.Rngs):
+        self.position = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (TEXT_POSITIONS, dim)))
+        self.proj = nnx.Linear(dim, width, rngs=rngs)
+        self.norm = LayerNorm(width, rngs=rngs)
+
+    def __call__(self, embeddings: jax.Array) -> jax.Array:
+        """[B, K, dim] -> [B, K, E]."""
+        return self.norm(self.proj(embeddings))
 
 
 class TextEmbed(nnx.Module):

@@ -41,12 +41,20 @@ class VideoEncoder(nnx.Module):
     def angles(self, time: jax.Array) -> jax.Array:
         """Rotary angles of whole packages: [...] float32 -> [..., K_package, D // 2]."""
         c, head = self.config, self.config.width // self.config.heads
+        if c.positions == "rotary":
+            time = time + 1  # NOVA's time 0 is that of its begin-of-video frame
         frame = frame_angles(time, *self.grid, head, c.rope_theta)
+        frame = jnp.zeros_like(frame) if c.positions == "absolute" else frame
         action = action_angles(time, c.chunk, head, c.rope_theta, c.action_rope_theta)
         return jnp.concatenate([frame, action], axis=-2)
 
     def __call__(
-        self, text: jax.Array, packages: jax.Array, time: jax.Array, alone: jax.Array | None = None
+        self,
+        text: jax.Array,
+        packages: jax.Array,
+        time: jax.Array,
+        alone: jax.Array | None = None,
+        silent: jax.Array | None = None,
     ) -> jax.Array:
         """All packages in one pass (teacher forcing, paper section 4.2.6).
 
@@ -55,6 +63,7 @@ class VideoEncoder(nnx.Module):
           packages: [B, N, K_package, E] physical tokens P_0 .. P_{N-1}.
           time: [B, N] float32, the packages' time positions.
           alone: [B] bool, sequences whose packages see none of the earlier ones (history dropout).
+          silent: [B] bool, sequences whose frame tokens see no action tokens (videos without actions).
 
         Returns:
           [B, N, K_package, E]: Z at P_{n-1} conditions the prediction of P_n.
@@ -65,6 +74,10 @@ class VideoEncoder(nnx.Module):
             of = package_of(self.text, k, n)
             near = (of[:, None] == of[None, :]) | (of[None, :] < 0)
             mask = mask & (near | ~alone[:, None, None])
+        if silent is not None:
+            place = jnp.arange(n * k) % k
+            action = jnp.concatenate([jnp.zeros(self.text, bool), place >= self.frame_tokens])
+            mask = mask & (action[:, None] | ~action[None, :] | ~silent[:, None, None])
         angles = self.angles(time).reshape(b, n * k, -1)
         angles = jnp.pad(angles, ((0, 0), (self.text, 0), (0, 0)))
         x = jnp.concatenate([text, packages.reshape(b, n * k, e)], axis=1)

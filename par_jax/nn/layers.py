@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from par_jax.nn.positions import sincos_1d
+
 
 class LayerNorm(nnx.LayerNorm):
     """Normalises the last axis in float32 and returns the type that came in."""
@@ -36,9 +38,9 @@ class MLP(nnx.Module):
 class Projector(nnx.Module):
     """Two linear layers with a SiLU between them."""
 
-    def __init__(self, dim: int, out_dim: int, *, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(dim, out_dim, rngs=rngs)
-        self.fc2 = nnx.Linear(out_dim, out_dim, rngs=rngs)
+    def __init__(self, dim: int, out_dim: int, hidden: int | None = None, *, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(dim, hidden or out_dim, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden or out_dim, out_dim, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., dim] -> [..., out_dim]."""
@@ -56,6 +58,18 @@ class TimeEmbed(nnx.Module):
         frequency = jnp.exp(-math.log(10000.0) / 128 * jnp.arange(128, dtype=jnp.float32))
         angle = timestep[..., None].astype(jnp.float32) * frequency
         return self.timestep_proj(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(dtype))
+
+
+class TimePosition(nnx.Module):
+    """Absolute time positions: sines and cosines through a projector and a norm."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.time_proj = Projector(256, width, rngs=rngs)
+        self.norm = LayerNorm(width, rngs=rngs)
+
+    def __call__(self, time: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """[...] float32, in frames -> [..., E]."""
+        return self.norm(self.time_proj(sincos_1d(time).astype(dtype)))
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:

@@ -24,10 +24,17 @@ def sincos_1d(values: jax.Array) -> jax.Array:
 
 
 def rotary_sizes(head_dim: int) -> tuple[int, int, int]:
-    """How a head's width is shared among time, rows and columns: an eighth, and half of the rest each."""
+    """How a head's width is shared among time, rows and columns: an eighth, and half of the rest each.
+
+    Odd shares take a pair more than they fill. Where that is too many for the head's width, which NOVA's models
+    never meet, rows and columns give way.
+    """
     time = head_dim // 8
     space = (head_dim - time) // 2
-    return time, space, space
+    if -(-time // 2) + 2 * -(-space // 2) == head_dim // 2:
+        return time, space, space
+    space -= space % 2
+    return head_dim - 2 * space, space, space
 
 
 def frequencies(size: int, theta: float) -> np.ndarray:

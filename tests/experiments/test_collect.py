@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("mani_skill")
 
+from experiments.collect import picture_size  # noqa: E402
 from par_jax.data import episodes as disk  # noqa: E402
 from par_jax.data.episodes import Episodes  # noqa: E402
 from par_jax.errors import UserError  # noqa: E402
@@ -227,3 +228,11 @@ def test_real_demonstrations_do_not_depend_on_the_workers(tmp_path, monkeypatch)
     assert pictures.shape == (data.lengths()[2] + 1, 48, 64, 3)
     assert np.abs(np.diff(pictures.astype(int), axis=0)).max((1, 2, 3)).min() > 0
     assert disk.statistics(data)["count"] == data.lengths().sum()
+
+
+def test_a_picture_size_is_a_side_or_two():
+    assert picture_size("128") == (128, 128)
+    assert picture_size("496x784") == (496, 784)
+    for text in ("8", "64x", "x64", "64x8", "big"):
+        with pytest.raises(UserError, match="give a side of 16 pixels or more"):
+            picture_size(text)

@@ -1,0 +1,98 @@
+"""PAR's parameters from converted NOVA (paper section 4.2): each pretrained tensor lands by its name."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from par_jax.checkpoint import flatten, nest
+from par_jax.config import Config, NovaConfig
+from par_jax.errors import UserError
+
+# What PAR has no place for: it predicts from a first frame that is there, at a robot's own pace.
+UNUSED = ("begin", "motion_embed", "mixer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Names of arrays, the parts joined with `/`.
+
+    Attributes:
+      taken: filled from NOVA.
+      new: PAR's own, freshly drawn.
+      unused: NOVA's, which PAR has no place for.
+    """
+
+    taken: list[str]
+    new: list[str]
+    unused: list[str]
+
+
+def fit(config: Config, nova: NovaConfig) -> Config:
+    """PAR's configuration with the shapes of a NOVA checkpoint.
+
+    Raises:
+      UserError: PAR's pictures do not give the frames that NOVA was trained on.
+    """
+    if config.latent_size != nova.latent_size:
+        stride = config.vae.stride
+        wanted, found = (
+            " x ".join(str(size * stride) for size in sizes) for sizes in (nova.latent_size, config.latent_size)
+        )
+        raise UserError(f"this NOVA sees pictures of {wanted} pixels, and preset {config.name!r} shows it {found}")
+    model = dataclasses.replace(
+        config.model,
+        width=nova.width,
+        heads=nova.heads,
+        video_depth=nova.video_depth,
+        frame_depth=nova.frame_depth,
+        video_patch=nova.video_patch,
+        frame_patch=nova.frame_patch,
+        frame_head_width=nova.frame_head_width,
+        frame_head_depth=nova.frame_head_depth,
+        positions="rotary" if nova.rotary else "absolute",
+    )
+    text = dataclasses.replace(config.text, kind="phi", tokens=nova.text_tokens, dim=nova.text_dim)
+    return dataclasses.replace(config, model=model, text=text)
+
+
+def from_nova(fresh: Any, nova: Any) -> tuple[dict, Report]:
+    """Replaces what NOVA has.
+
+    Args:
+      fresh: PAR's parameters as drawn, nested dicts of arrays.
+      nova: NOVA's, as `par_jax.pretrained.load` gives them.
+
+    Returns:
+      PAR's parameters in the type of `fresh`, and what came from where.
+
+    Raises:
+      UserError: a tensor of NOVA has another shape than PAR's of the same name, or has no place though it should.
+    """
+    ours, theirs = flatten(fresh), flatten(nova)
+    wrong = [
+        f"{name}: {tuple(theirs[name].shape)} != {tuple(ours[name].shape)}"
+        for name in theirs
+        if name in ours and theirs[name].shape != ours[name].shape
+    ]
+    unused = [name for name in theirs if name not in ours]
+    wrong += [f"{name}: PAR has no such part" for name in unused if name.split("/")[0] not in UNUSED]
+    if wrong:
+        raise UserError(f"the NOVA checkpoint does not fit the preset (NOVA's != PAR's): {'; '.join(wrong[:5])}")
+    made = {name: np.asarray(theirs[name], leaf.dtype) if name in theirs else leaf for name, leaf in ours.items()}
+    taken = [name for name in ours if name in theirs]
+    return nest(made), Report(taken, [name for name in ours if name not in theirs], unused)
+
+
+def summary(params: Any, report: Report) -> str:
+    """Two lines for people: parameters taken from NOVA, and what is new."""
+    leaves = flatten(params)
+
+    def millions(names: list[str]) -> float:
+        return sum(np.prod(leaves[name].shape) for name in names) / 1e6
+
+    parts = sorted({name.split("/")[0] for name in report.new})
+    return (
+        f"{len(report.taken)} arrays, {millions(report.taken):.1f}M parameters, come from NOVA; "
+        f"new are {', '.join(parts)}: {millions(report.new):.1f}M"
+    )

@@ -1,0 +1,99 @@
+"""A run that begins with converted NOVA: shapes, frame VAE, instruction and parameters come from the checkpoint."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from convert.nova_to_flax import convert
+from convert.published import PRESETS as PUBLISHED
+from convert.random_nova import write_random
+from par_jax import language, pretrained, stages
+from par_jax.checkpoint import flatten, load_params
+from par_jax.config import PRESETS, PictureConfig
+from par_jax.errors import UserError
+from par_jax.model import frame_encoder
+from par_jax.policy import Policy
+from par_jax.tasks import get_task
+from tests.demos import make_demos
+
+SIZE = (32, 64)
+
+
+@pytest.fixture(scope="module")
+def nova(tmp_path_factory):
+    """A converted tiny NOVA that can read."""
+    base = tmp_path_factory.mktemp("nova")
+    write_random(PUBLISHED["tiny"], base / "source")
+    tokenizer = Tokenizer(models.WordLevel({"cube": 0, "the": 1, "?": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (base / "source" / "tokenizer").mkdir()
+    tokenizer.save(str(base / "source" / "tokenizer" / "tokenizer.json"))
+    convert(str(base / "source"), base / "checkpoint")
+    return base / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def run(nova, tmp_path_factory):
+    base = tmp_path_factory.mktemp("run")
+    par = PRESETS["par"]
+    config = dataclasses.replace(
+        par,
+        picture=PictureConfig(size=SIZE, crop=SIZE, shift=0),
+        model=dataclasses.replace(par.model, action_head_width=16, action_head_depth=1, action_head_heads=2),
+        train=dataclasses.replace(par.train, steps=2, batch=2, packages=2, warmup=1, learning_rate=1e-6),
+        diffusion=dataclasses.replace(par.diffusion, draws=1, action_steps=2, frame_sets=2, frame_steps=2),
+    )
+    data = make_demos(base / "data", size=SIZE)
+    return stages.Run("pushcube", config, data, base / "run", init=nova, log_every=1)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """These programs run a few times only, so code that is quick to make serves best."""
+    monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys):
+    stages.train_policy(stages.adopt_nova(run))
+    assert "parameters, come from NOVA; new are action_head, action_tokenizer" in capsys.readouterr().out
+    config, meta, params = load_params(run.workdir)
+    assert config.vae == pretrained.read_config(nova).vae and meta["init"] == str(nova)
+    ours, theirs = flatten(params), flatten(pretrained.load(nova, "transformer"))
+    shared = [name for name in theirs if name in ours]
+    assert len(shared) > 50
+    for name in shared:  # two tiny steps away
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
+    instruction = get_task("pushcube").instruction
+    kept = language.read(run.workdir, instruction)
+    position = np.asarray(theirs["text_embed/position"])
+    wanted = language.embed_prompts(nova, jax.numpy.asarray(position), [instruction])[0]
+    np.testing.assert_array_equal(kept, wanted)
+
+    policy = Policy.load(run.workdir)
+    carry = policy.init(jax.random.key(0), instruction)
+    picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+    _, actions, info = policy.act(carry, picture, predict_frame=True)
+    assert actions.shape == (8, 8) and np.isfinite(actions).all() and info.predicted.shape == (*SIZE, 3)
+    with pytest.raises(UserError, match="was trained to"):
+        policy.init(jax.random.key(0), "do something else")
+
+
+def test_pictures_of_another_size_are_refused(run):
+    wide = dataclasses.replace(run.config, picture=PictureConfig(size=(32, 96), crop=(32, 96)))
+    with pytest.raises(UserError, match="sees pictures of 32 x 64 pixels"):
+        stages.adopt_nova(dataclasses.replace(run, config=wide))
+
+
+def test_a_missing_instruction_is_told(tmp_path):
+    with pytest.raises(UserError, match="train again with --init"):
+        language.read(tmp_path, "push")
+    (tmp_path / language.FILE).write_bytes(b"PK")
+    with pytest.raises(UserError, match="is damaged"):
+        language.read(tmp_path, "push")

@@ -1,0 +1,109 @@
+"""PAR begins as NOVA: every pretrained tensor in its place, and the same outputs where the masks agree."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from par_jax import initialise
+from par_jax.config import PRESETS, NovaConfig, PictureConfig
+from par_jax.errors import UserError
+from par_jax.model.nova import NOVA
+from par_jax.model.par import PAR
+from par_jax.nn.functional import Functional
+from tests.model.conftest import random_params
+
+FRAMES = 3
+# No text: NOVA lets text see the first frame, PAR does not; without it the masks of frames agree.
+SMALL = NovaConfig(
+    width=48,
+    heads=2,
+    video_depth=2,
+    frame_depth=2,
+    frame_head_width=24,
+    frame_head_depth=1,
+    latent_channels=4,
+    latent_size=(8, 12),
+    frame_patch=2,
+    text_dim=10,
+    text_tokens=0,
+    video_base=(FRAMES, 2, 3),
+    frame_base=(4, 6),
+)
+
+
+def _config(nova):
+    small = dataclasses.replace(
+        PRESETS["par"],
+        picture=PictureConfig(size=(64, 96), crop=(64, 96)),
+        model=dataclasses.replace(PRESETS["par"].model, chunk=3, context=FRAMES, action_head_width=16),
+    )
+    return initialise.fit(small, nova)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_videos_without_actions_come_out_as_novas(rotary):
+    config = dataclasses.replace(SMALL, rotary=rotary)
+    nova = Functional(lambda rngs: NOVA(config, rngs=rngs))
+    par = Functional(lambda rngs: PAR(_config(config), rngs=rngs))
+    pretrained = random_params(nova)
+    params, report = initialise.from_nova(random_params(par, seed=1), pretrained)
+    assert {name.split("/")[0] for name in report.new} == {"action_head", "action_tokenizer"}
+    assert {name.split("/")[0] for name in report.unused} == {"begin", "motion_embed"}
+
+    rng = np.random.default_rng(2)
+    latents = jnp.asarray(rng.normal(size=(2, FRAMES, 8, 12, 4)), jnp.float32)
+    actions = jnp.asarray(rng.normal(size=(2, FRAMES, 3, 8)), jnp.float32)
+    text = jnp.zeros((2, 0, config.width))
+    wanted = nova.bind(pretrained).encode_clip(text, latents)
+
+    model = par.bind(params)
+    time = jnp.arange(FRAMES, dtype=jnp.float32) - 1
+    known = jnp.ones((2, FRAMES), bool)
+    # The begin-of-video frame, which PAR does without, in the place of a first frame.
+    shifted = jnp.concatenate([jnp.zeros_like(latents[:, :1]), latents[:, :-1]], axis=1)
+    packages = model.physical_tokens(shifted, actions, known, jnp.broadcast_to(time, (2, FRAMES)))
+    first = nova.bind(pretrained).positioned(
+        jnp.broadcast_to(pretrained["begin"], (2, 1, 6, config.width)), jnp.zeros(1, jnp.int32), FRAMES
+    )
+    packages = packages.at[:, 0, :6].set(first[:, 0])
+    times = jnp.broadcast_to(time, (2, FRAMES))
+    seen = model.video_encoder(text, packages, times, silent=jnp.ones(2, bool))[:, :, :6]
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=2e-6)
+    aware = model.video_encoder(text, packages, times)[:, :, :6]
+    assert not np.allclose(aware[:, 1:], wanted[:, 1:], atol=1e-3)
+
+    tokens = jnp.asarray(rng.normal(size=(2, 24, 16)), jnp.float32)
+    frame = (tokens, wanted[:, 0], jnp.arange(24)[None].repeat(2, 0), jnp.array([5, 9]))
+    np.testing.assert_array_equal(model.frame_encoder(*frame), nova.bind(pretrained).frame_encoder(*frame))
+
+
+def test_the_papers_model_takes_all_but_the_action_parts():
+    nova = NovaConfig(1024, 16, 16, 32, 1280, 3, 4, (60, 96), 2, 2560, 256, video_base=(9, 15, 24), frame_base=(30, 48))
+    assert initialise.fit(PRESETS["par"], nova) == PRESETS["par"]
+    make = Functional(lambda rngs: PAR(PRESETS["par"], rngs=rngs))
+    ours = jax.eval_shape(make.init, jax.random.key(0))
+    theirs = jax.eval_shape(Functional(lambda rngs: NOVA(nova, rngs=rngs)).init, jax.random.key(0))
+    flat, pretrained = initialise.flatten(ours), initialise.flatten(theirs)
+    assert all(flat[name].shape == leaf.shape for name, leaf in pretrained.items() if name in flat)
+    assert {name.split("/")[0] for name in set(flat) - set(pretrained)} == {"action_head", "action_tokenizer"}
+
+
+def test_another_shape_is_told():
+    config = _config(SMALL)
+    nova = Functional(lambda rngs: NOVA(SMALL, rngs=rngs))
+    par = Functional(lambda rngs: PAR(config, rngs=rngs))
+    pretrained = random_params(nova)
+    pretrained["patch_embed"]["bias"] = pretrained["patch_embed"]["bias"][:-1]
+    with pytest.raises(UserError, match=r"patch_embed/bias: \(47,\) != \(48,\)"):
+        initialise.from_nova(random_params(par), pretrained)
+    pretrained = random_params(nova) | {"later": jnp.zeros(2)}
+    with pytest.raises(UserError, match="later: PAR has no such part"):
+        initialise.from_nova(random_params(par), pretrained)
+
+
+def test_other_pictures_are_told():
+    with pytest.raises(UserError, match="sees pictures of 64 x 96 pixels, and preset 'par' shows it 480 x 768"):
+        initialise.fit(PRESETS["par"], SMALL)
