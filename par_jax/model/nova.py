@@ -73,11 +73,6 @@ class CausalEncoder(nnx.Module):
         x, _ = self.stack.scan(lambda block, x, _: (block(x, mask, angles), None), x)
         return self.norm(x[:, given:]).reshape(b, t, k, e)
 
-    def empty(self, batch: int, size: int, dtype: jnp.dtype) -> FrameCache:
-        """A cache for `size` tokens."""
-        zeros = jnp.zeros((self.stack.depth, batch, size, self.heads, self.head_dim), dtype)
-        return FrameCache(zeros, jnp.zeros_like(zeros), jnp.zeros((), jnp.int32))
-
     def step(self, cache: FrameCache, x: jax.Array, angles: jax.Array | None) -> tuple[FrameCache, jax.Array]:
         """The next tokens, which see each other and all that the cache holds.
 
