@@ -47,7 +47,7 @@ def command(monkeypatch, tmp_path, data):
             "checkpoint_every": 2,
             "eval_every": 6,
             "device": "auto",
-            **dict.fromkeys(("vae", "steps", "vae_steps", "batch", "learning_rate", "dtype")),
+            **dict.fromkeys(("init", "vae", "steps", "vae_steps", "batch", "learning_rate", "dtype")),
         }
         monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(**values | changes))
         finetune.main()
@@ -68,6 +68,9 @@ def command(monkeypatch, tmp_path, data):
         ({"preset": "tiny"}, r"has picture_size \[40, 40\], but \[128, 128\] was asked for"),
         ({"data": "nowhere"}, "no data folder at nowhere"),
         ({"vae": "nowhere"}, "nowhere holds no checkpoint"),
+        ({"preset": "par"}, "begins with converted NOVA: give --init"),
+        ({"init": "nowhere"}, "nowhere is no converted checkpoint"),
+        ({"init": "nowhere", "stage": "vae"}, "--init brings its own frame VAE"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(command, tmp_path, changes, sentence):
@@ -93,11 +96,11 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(command, monkeypatch, num
 
 def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
     flags = {"preset": "tiny", "steps": 7, "batch": 3, "learning_rate": 1e-5, "dtype": "bfloat16", "vae_steps": None}
-    monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(stage="policy", **flags))
+    monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(stage="policy", init=None, **flags))
     config = finetune.configuration()
     assert (config.train.steps, config.train.batch, config.train.dtype) == (7, 3, "bfloat16")
     assert config.vae_train == TINY.vae_train
-    monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(stage="vae", **flags))
+    monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(stage="vae", init=None, **flags))
     config = finetune.configuration()
     assert config.train == TINY.train
     assert (config.vae_train.steps, config.vae_train.learning_rate) == (7, 1e-5)
