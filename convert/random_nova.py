@@ -17,7 +17,7 @@ from absl import flags
 from tqdm import tqdm
 
 from convert.apply import torch_shapes
-from convert.architecture import Values, phi_config, transformer_config, vae_config
+from convert.architecture import phi_config, transformer_config, vae_config
 from convert.destination import whole
 from convert.models import shapes
 from convert.progress import weights_bar
@@ -25,6 +25,7 @@ from convert.published import PRESETS, model_index, write_component
 from convert.rules import RULES
 from convert.source import FILES, INDEX, REQUIRED
 from convert.tensors import DTYPES, Kind
+from convert.values import Values
 from experiments import app
 from par_jax.checkpoint import write_json
 from par_jax.config import NovaConfig, PhiConfig, VAEConfig

@@ -171,11 +171,16 @@ def adopt_vae(source: Path, target: Path) -> None:
         if digest(load_params(target)[2]) != digest(params):
             raise UserError(f"{target} holds another VAE than {source}: leave --vae out, or use a new --workdir")
         return
-    checkpoints = Checkpoints(target)
-    checkpoints.save(meta["step"], {"ema": params}, {})
+    _write_vae(target, meta["step"], params, {name: value for name, value in meta.items() if name != "step"})
+
+
+def _write_vae(folder: Path, step: int, params: Params, meta: dict) -> None:
+    """A trained VAE's folder: `config.json` comes last, and makes it whole."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(step, {"ema": params}, {})
     checkpoints.wait()
     checkpoints.close()
-    write_json(target / "config.json", {name: value for name, value in meta.items() if name != "step"})
+    write_json(folder / "config.json", meta)
 
 
 def adopt_nova(run: Run) -> Run:
@@ -195,11 +200,7 @@ def adopt_nova(run: Run) -> Run:
     folder = run.workdir / "vae"
     if not is_trained(folder):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), pretrained.load(source, "vae"))
-        checkpoints = Checkpoints(folder)
-        checkpoints.save(0, {"ema": params}, {})
-        checkpoints.wait()
-        checkpoints.close()
-        write_json(folder / "config.json", {**run.meta("vae", run.episodes()), "complete": True})
+        _write_vae(folder, 0, params, {**run.meta("vae", run.episodes()), "complete": True})
     if not (run.workdir / FILE).exists():
         instruction = get_task(run.task).instruction
         position = pretrained.load(source, "transformer")["text_embed"]["position"]

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from convert.architecture import Values, phi_config, read_architecture, transformer_config, vae_config
+from convert.architecture import phi_config, read_architecture, transformer_config, vae_config
 from convert.models import shapes
 from convert.published import PRESETS
 from convert.random_nova import published_shapes
 from convert.source import open_source
 from convert.tensors import Kind, read_safetensors, write_safetensors
+from convert.values import Values
 from par_jax.config import PhiConfig, VAEConfig
 from par_jax.errors import UserError
 
