@@ -133,6 +133,12 @@ class ModelConfig:
       action_tokenizer_width: of the action tokenizer's hidden layer.
       action_rope_theta, rope_theta: base of the rotary frequencies of action tokens and of frame tokens.
       mask_ratio: least and greatest share of a frame's tokens that training hides (NOVA's 0.7 to 1).
+      transformer: False decodes the embedded tokens themselves (PAR's ablation NoAR).
+      predict_frames: False leaves out the frame encoder and its head, and with them the frame loss.
+      lookahead: chunks that are denoised together; the first is executed, the others condition the next step's
+        prediction (PhysGen's L-MTP).
+      action_head: "dit" for diffusion, "mlp" for regression, "bins" for a classification of quantised actions.
+      bins: quanta of an action's range, for "bins".
     """
 
     width: int = 192
@@ -155,13 +161,27 @@ class ModelConfig:
     action_head_width: int = 192
     action_head_depth: int = 2
     action_head_heads: int = 3
+    transformer: bool = True
+    predict_frames: bool = True
+    lookahead: int = 1
+    action_head: str = "dit"
+    bins: int = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule and sampling of both heads (paper section 3.2; 4 draws of t as in section 4.3)."""
+    """Noise schedule and sampling of both heads (paper section 3.2; 4 draws of t as in section 4.3).
+
+    Attributes:
+      schedule: of training: "flow" for flow matching, "ddpm" for Ho et al.'s.
+      sampler: "flow", "ddpm" or "ddim"; None for the schedule's own.
+      draws: times a target.
+      action_steps, frame_steps: denoising steps of a chunk, and of a set of a frame's tokens.
+      frame_sets: sets of a frame.
+    """
 
     schedule: str = "flow"
+    sampler: str | None = None
     draws: int = 4
     action_steps: int = 4
     frame_steps: int = 8
@@ -170,19 +190,41 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PictureConfig:
-    """Pixels: what the camera gives and the crop of it that the model sees (height, width).
+    """Pixels: what a camera gives and the crop of it that the model sees (height, width).
 
     Attributes:
-      size: of the camera's picture.
-      crop: of what the model sees.
+      cameras: names in `par_jax.tasks.CAMERAS`; their crops are stitched from left to right into one picture.
+      size: of a camera's picture.
+      crop: of what the model sees of it.
       offset: how far the crop's centre lies below and right of the picture's.
       shift: most by which training moves the crop, either way.
     """
 
+    cameras: tuple[str, ...] = ("render",)
     size: tuple[int, int] = (128, 128)
     crop: tuple[int, int] = (96, 96)
     offset: tuple[int, int] = (0, 0)
     shift: int = 2
+
+    @property
+    def stitched(self) -> tuple[int, int]:
+        """Height and width of what the model sees of all cameras."""
+        return self.crop[0], self.crop[1] * len(self.cameras)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021): W x becomes W x + (alpha / rank) B A x, and W is frozen.
+
+    Attributes:
+      rank: 0 for none.
+      alpha: see above.
+      targets: regular expression, searched in a linear layer's name, its parts joined with `/`.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: str = r"^(video_encoder|frame_encoder)/.*(qkv|proj|fc1|fc2)$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +238,9 @@ class TrainConfig:
       frame_share: share of a batch's frames on which the frame loss is estimated.
       start_share: share of sequences that begin at their episode's first frame, as rollouts do (policy only).
       dtype: of the computation; parameters stay float32.
+      remat: what the backward pass computes again instead of keeping it: "none"; "full", whole transformer blocks;
+        "dots", all of a block but its matrix products.
+      accumulate: parts into which a batch is cut; their gradients are averaged, so that memory follows a part's size.
     """
 
     steps: int
@@ -210,6 +255,8 @@ class TrainConfig:
     frame_share: float = 0.2
     start_share: float = 0.25
     dtype: str = "float32"
+    remat: str = "none"
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +271,12 @@ class Config:
     diffusion: DiffusionConfig
     train: TrainConfig
     vae_train: TrainConfig
+    lora: LoRAConfig = LoRAConfig()
 
     @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of a frame's latents."""
-        height, width = self.picture.crop
+        height, width = self.picture.stitched
         return height // self.vae.stride, width // self.vae.stride
 
     @property
@@ -280,11 +328,29 @@ PAR = Config(
         action_head_heads=8,
     ),
     diffusion=DiffusionConfig(action_steps=10, frame_steps=25, frame_sets=64),
-    train=TrainConfig(steps=20000, batch=8, learning_rate=1e-4, warmup=500, packages=5, ema=0.999, dtype="bfloat16"),
+    train=TrainConfig(
+        steps=20000,
+        batch=8,
+        learning_rate=1e-4,
+        warmup=500,
+        packages=5,
+        ema=0.999,
+        dtype="bfloat16",
+        remat="full",
+    ),
     vae_train=TrainConfig(steps=0, batch=8),
 )
 
-PRESETS: dict[str, Config] = {"tiny": TINY, "par": PAR}
+# PAR's successor (arXiv 2603.00110): two cameras side by side, look-ahead, and adapters instead of whole weights.
+PHYSGEN = dataclasses.replace(
+    PAR,
+    name="physgen",
+    picture=PictureConfig(cameras=("render", "hand"), size=(496, 400), crop=(480, 384), shift=8),
+    model=dataclasses.replace(PAR.model, lookahead=3),
+    lora=LoRAConfig(rank=32, alpha=32.0),
+)
+
+PRESETS: dict[str, Config] = {"tiny": TINY, "par": PAR, "physgen": PHYSGEN}
 
 
 def to_dict(config: Any) -> dict:
