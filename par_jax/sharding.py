@@ -5,6 +5,7 @@ optimizer's moments and the moving average (ZeRO, arXiv 1910.02054); along `data
 XLA puts in the communication.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -140,3 +141,17 @@ def cut(batch: Tree, parts: int, mesh: Mesh | None) -> Tree:
     """Leaves [B, ...] to [parts, B / parts, ...]: every `parts`-th row, so that no row leaves its device."""
     made = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
     return made if mesh is None else jax.lax.with_sharding_constraint(made, NamedSharding(mesh, P(None, *ROWS)))
+
+
+def under(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """The context in which `over_rows` knows the mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def over_rows(x: jax.Array) -> jax.Array:
+    """Shares out the first axis over all devices, where it divides: what XLA cannot tell of rows picked at random.
+
+    Without this, every device would compute all of them. For use inside a jitted function; no-op without a mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or x.shape[0] % mesh.size else jax.lax.with_sharding_constraint(x, ROWS)

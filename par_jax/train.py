@@ -180,7 +180,12 @@ def make_train_step(loss: Loss, config: TrainConfig, mesh: Mesh | None = None, f
 
     compiled = jax.jit(train_step, donate_argnums=0)
     kept = sharding.place(frozen, mesh)
-    return lambda state, batch: compiled(state, sharding.spread(batch, mesh, config.accumulate), kept)
+
+    def step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
+        with sharding.under(mesh):
+            return compiled(state, sharding.spread(batch, mesh, config.accumulate), kept)
+
+    return step
 
 
 @contextlib.contextmanager
