@@ -14,7 +14,7 @@ _LAYERS = (
     {"errors", "config"},
     {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation", "video", "versions", "tokenizer"},
     {"nn", "checkpoint"},
-    {"data", "results", "sharding", "pretrained", "initialise", "schedulers", "guidance"},
+    {"data", "results", "sharding", "pretrained", "initialise", "lora", "schedulers", "guidance"},
     {"model", "sim", "rollout"},
     {"sets", "losses_vae", "language"},
     {"sampling", "generation"},

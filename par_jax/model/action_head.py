@@ -7,7 +7,7 @@ from flax import nnx
 from par_jax.config import DiffusionConfig, ModelConfig
 from par_jax.diffusion import SCHEDULES
 from par_jax.nn.attention import Attention, attend
-from par_jax.nn.layers import MLP, TimeEmbed, modulate
+from par_jax.nn.layers import MLP, Linear, TimeEmbed, modulate
 from par_jax.nn.stack import Stack
 from par_jax.types import Ahead
 
@@ -20,11 +20,11 @@ class ActionBlock(nnx.Module):
 
     def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs):
         zeros = nnx.initializers.zeros
-        self.modulation = nnx.Linear(dim, 9 * dim, kernel_init=zeros, rngs=rngs)
+        self.modulation = Linear(dim, 9 * dim, kernel_init=zeros, rngs=rngs)
         self.attn = Attention(dim, heads, rngs=rngs)
-        self.cross_q = nnx.Linear(dim, dim, rngs=rngs)
-        self.cross_kv = nnx.Linear(dim, 2 * dim, rngs=rngs)
-        self.cross_proj = nnx.Linear(dim, dim, rngs=rngs)
+        self.cross_q = Linear(dim, dim, rngs=rngs)
+        self.cross_kv = Linear(dim, 2 * dim, rngs=rngs)
+        self.cross_proj = Linear(dim, dim, rngs=rngs)
         self.mlp = MLP(dim, rngs=rngs)
         self.heads = heads
 
@@ -53,18 +53,18 @@ class ActionDiT(nnx.Module):
         zeros, small = nnx.initializers.zeros, nnx.initializers.normal(0.02)
         width, actions = config.action_head_width, config.lookahead * config.chunk
         self.diffusion, self.shape = diffusion, (actions, config.action_dim)
-        self.embed = nnx.Linear(config.action_dim, width, rngs=rngs)
+        self.embed = Linear(config.action_dim, width, rngs=rngs)
         self.position = nnx.Param(small(rngs.params(), (actions, width)))
         self.time_embed = TimeEmbed(width, rngs=rngs)
-        self.condition_proj = nnx.Linear(config.width, width, rngs=rngs)
+        self.condition_proj = Linear(config.width, width, rngs=rngs)
         blocks = config.action_head_depth
         self.stack = Stack(lambda r: ActionBlock(width, config.action_head_heads, rngs=r), blocks, rngs=rngs)
-        self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
-        self.head = nnx.Linear(width, config.action_dim, kernel_init=zeros, rngs=rngs)
+        self.modulation = Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
+        self.head = Linear(width, config.action_dim, kernel_init=zeros, rngs=rngs)
         self.looks_ahead = config.lookahead > 1
         if self.looks_ahead:
             ahead = (actions - config.chunk, width)
-            self.ahead_embed = nnx.Linear(config.action_dim, width, rngs=rngs)
+            self.ahead_embed = Linear(config.action_dim, width, rngs=rngs)
             self.ahead_position = nnx.Param(small(rngs.params(), ahead))
             self.ahead_unknown = nnx.Param(small(rngs.params(), ahead))
 

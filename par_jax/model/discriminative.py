@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from par_jax.config import ModelConfig
-from par_jax.nn.layers import MLP, LayerNorm
+from par_jax.nn.layers import MLP, LayerNorm, Linear
 from par_jax.nn.stack import Stack
 from par_jax.types import Ahead
 
@@ -16,10 +16,10 @@ class Trunk(nnx.Module):
     def __init__(self, config: ModelConfig, numbers: int, *, rngs: nnx.Rngs):
         width = config.action_head_width
         self.chunks, self.length = config.lookahead, config.chunk
-        self.embed = nnx.Linear(config.width, width, rngs=rngs)
+        self.embed = Linear(config.width, width, rngs=rngs)
         self.stack = Stack(lambda r: MLP(width, rngs=r), config.action_head_depth, rngs=rngs)
         self.norm = LayerNorm(width, rngs=rngs)
-        self.head = nnx.Linear(width, self.chunks * numbers, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.head = Linear(width, self.chunks * numbers, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """[R, K >= L, cond_dim], of which the last L count -> [R, M * L, numbers]."""

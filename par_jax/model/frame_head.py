@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from par_jax.nn.layers import LayerNorm, Projector, TimeEmbed, modulate
+from par_jax.nn.layers import LayerNorm, Linear, Projector, TimeEmbed, modulate
 from par_jax.nn.stack import Stack
 
 
@@ -12,7 +12,7 @@ class MLPBlock(nnx.Module):
     """A residual block of NOVA's diffusion MLP, modulated by time and condition."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.modulation = nnx.Linear(dim, 3 * dim, rngs=rngs)
+        self.modulation = Linear(dim, 3 * dim, rngs=rngs)
         self.proj = Projector(dim, dim, rngs=rngs)
         self.norm2 = LayerNorm(dim, rngs=rngs)
 
@@ -28,15 +28,16 @@ class FrameHead(nnx.Module):
     Args:
       token_dim: numbers a token (patch * patch * C).
       cond_dim: width of the frame encoder.
+      remat: what the backward pass computes again.
     """
 
-    def __init__(self, token_dim: int, cond_dim: int, width: int, depth: int, *, rngs: nnx.Rngs):
-        self.patch_embed = nnx.Linear(token_dim, width, rngs=rngs)
+    def __init__(self, token_dim: int, cond_dim: int, width: int, depth: int, remat: str = "none", *, rngs: nnx.Rngs):
+        self.patch_embed = Linear(token_dim, width, rngs=rngs)
         self.time_embed = TimeEmbed(width, rngs=rngs)
         self.condition_proj = Projector(cond_dim, width, rngs=rngs)
-        self.stack = Stack(lambda r: MLPBlock(width, rngs=r), depth, rngs=rngs)
-        self.modulation = nnx.Linear(width, 2 * width, rngs=rngs)
-        self.head = nnx.Linear(width, token_dim, rngs=rngs)
+        self.stack = Stack(lambda r: MLPBlock(width, rngs=r), depth, remat=remat, rngs=rngs)
+        self.modulation = Linear(width, 2 * width, rngs=rngs)
+        self.head = Linear(width, token_dim, rngs=rngs)
 
     def __call__(self, x: jax.Array, t: jax.Array, z: jax.Array) -> jax.Array:
         """Predicts the diffusion target.

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from par_jax import lora
 from par_jax.config import Config
 from par_jax.model.action_head import ActionDiT
 from par_jax.model.discriminative import Bins, Regression
@@ -12,7 +13,7 @@ from par_jax.model.frame_encoder import FrameEncoder
 from par_jax.model.frame_head import FrameHead
 from par_jax.model.text import TextEmbed, TextProjector
 from par_jax.model.video_encoder import VideoEncoder
-from par_jax.nn.layers import Projector, TimePosition, patchify
+from par_jax.nn.layers import Linear, Projector, TimePosition, patchify
 from par_jax.nn.positions import sincos_2d
 
 
@@ -43,7 +44,7 @@ class PAR(nnx.Module):
     """The physical autoregressive model (paper fig. 2). The frame VAE stands apart, frozen."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        m = config.model
+        m, remat = config.model, config.train.remat
         self.config = config
         height, width = config.latent_size
         grid = (height // m.video_patch, width // m.video_patch)
@@ -54,19 +55,22 @@ class PAR(nnx.Module):
             if config.text.kind == "words"
             else TextProjector(config.text.dim, m.width, rngs=rngs)
         )
-        self.patch_embed = nnx.Linear(m.video_patch**2 * config.vae.latent_channels, m.width, rngs=rngs)
+        self.patch_embed = Linear(m.video_patch**2 * config.vae.latent_channels, m.width, rngs=rngs)
         self.video_position = TimePosition(m.width, rngs=rngs) if m.positions == "absolute" else None
         self.action_tokenizer = ActionTokenizer(m.action_dim, m.chunk, m.action_tokenizer_width, m.width, rngs=rngs)
         self.video_encoder: VideoEncoder | Embedded
         if m.transformer:
-            self.video_encoder = VideoEncoder(m, grid, config.text.tokens, rngs=rngs)
+            self.video_encoder = VideoEncoder(m, grid, config.text.tokens, remat, rngs=rngs)
         else:
             self.video_encoder = Embedded(m, grid, config.text.tokens)
         if m.predict_frames:
             rotary = m.positions == "rotary"
-            self.frame_encoder = FrameEncoder(frame_grid, token_dim, m.width, m.heads, m.frame_depth, rotary, rngs=rngs)
-            self.frame_head = FrameHead(token_dim, m.width, m.frame_head_width, m.frame_head_depth, rngs=rngs)
+            self.frame_encoder = FrameEncoder(
+                frame_grid, token_dim, m.width, m.heads, m.frame_depth, rotary, remat, rngs=rngs
+            )
+            self.frame_head = FrameHead(token_dim, m.width, m.frame_head_width, m.frame_head_depth, remat, rngs=rngs)
         self.action_head = make_action_head(config, rngs)
+        lora.attach(self, config.lora, rngs)
 
     def physical_tokens(self, latents: jax.Array, actions: jax.Array, known: jax.Array, time: jax.Array) -> jax.Array:
         """Frames and chunks to packages (paper section 4.2.1).

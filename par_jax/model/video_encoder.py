@@ -21,11 +21,13 @@ class VideoEncoder(nnx.Module):
     Args:
       grid: rows and columns of a frame's tokens.
       text: K_t, tokens of the instruction.
+      remat: what the backward pass computes again.
     """
 
-    def __init__(self, config: ModelConfig, grid: tuple[int, int], text: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, grid: tuple[int, int], text: int, remat: str = "none", *, rngs: nnx.Rngs):
         self.config, self.grid, self.text = config, grid, text
-        self.stack = Stack(lambda r: Block(config.width, config.heads, rngs=r), config.video_depth, rngs=rngs)
+        depth = config.video_depth
+        self.stack = Stack(lambda r: Block(config.width, config.heads, rngs=r), depth, remat=remat, rngs=rngs)
         self.norm = LayerNorm(config.width, rngs=rngs)
 
     @property
