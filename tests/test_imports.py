@@ -20,7 +20,9 @@ _LAYERS = (
     {"sampling", "generation"},
     {"losses"},
     {"train"},
-    {"stages", "policy", "costs"},
+    {"runs", "policy", "costs"},
+    {"beginning"},
+    {"stages"},
     {"experiments"},
     {"convert"},
 )
