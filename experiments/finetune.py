@@ -21,7 +21,7 @@ from par_jax.errors import UserError
 from par_jax.tasks import get_task
 
 if TYPE_CHECKING:
-    from par_jax.stages import Run
+    from par_jax.runs import Run
     from par_jax.train import Result
 
 FLAGS = flags.FLAGS
@@ -115,12 +115,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
 
     from experiments import devices  # jax is slow to import: mistakes in the flags are told before
-    from par_jax import stages
+    from par_jax.runs import Run
 
     devices.choose(FLAGS.device)
 
     workdir = Path(FLAGS.workdir or f"runs/{FLAGS.task}")
-    wanted = stages.Run(
+    wanted = Run(
         task=FLAGS.task,
         config=config,
         data=Path(FLAGS.data or f"data/{FLAGS.task}"),
@@ -146,18 +146,18 @@ def main() -> None:
 
 def train(wanted: "Run") -> None:
     """Trains the stage that is asked for, and the frame VAE before it where there is none."""
-    from par_jax import stages
+    from par_jax import beginning, runs, stages
 
     vae = dataclasses.replace(wanted, workdir=wanted.workdir / "vae")
     if wanted.init is not None:
-        end(stages.train_policy(stages.adopt_nova(wanted)), wanted.workdir)
+        end(stages.train_policy(beginning.adopt(wanted)), wanted.workdir)
         return
     if FLAGS.stage == "vae":
         end(stages.train_vae(vae), vae.workdir)
         return
     if FLAGS.vae is not None and Path(FLAGS.vae).resolve() != vae.workdir.resolve():
-        stages.adopt_vae(Path(FLAGS.vae), vae.workdir)
-    if not stages.is_trained(vae.workdir):
+        runs.adopt_vae(Path(FLAGS.vae), vae.workdir)
+    if not runs.is_trained(vae.workdir):
         print(f"{vae.workdir} holds no trained frame VAE: training one first", flush=True)
         end(stages.train_vae(vae), vae.workdir)
     end(stages.train_policy(wanted), wanted.workdir)

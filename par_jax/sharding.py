@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"/blocks/(.*/)?kernel$", P(None, None, "fsdp")),
     (r"(^|/)head/kernel$", P("fsdp")),  # an action has too few numbers to be cut
     (r"(^|/)kernel$", P(None, "fsdp")),
-    (r"(^|/)(bias|scale|position|begin|mask_token|table)$", P()),
+    (r"(^|/)(bias|scale|position|begin|mask_token|table|ahead_position|ahead_unknown|lora_a|lora_b)$", P()),
 )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from par_jax.nn.attention import Block, attend
-from par_jax.nn.layers import LayerNorm
+from par_jax.nn.layers import LayerNorm, Linear
 from par_jax.nn.positions import frame_angles, sincos_2d
 from par_jax.nn.stack import Stack
 
@@ -24,6 +24,7 @@ class FrameEncoder(nnx.Module):
       token_dim: numbers a token (patch * patch * C).
       width, heads, depth: of the transformer.
       rotary: rotary positions (condition tokens stand at the origin) instead of absolute ones.
+      remat: what the backward pass computes again.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class FrameEncoder(nnx.Module):
         heads: int,
         depth: int,
         rotary: bool = False,
+        remat: str = "none",
         *,
         rngs: nnx.Rngs,
     ):
         self.grid, self.rotary, self.head_dim = grid, rotary, width // heads
-        self.patch_embed = nnx.Linear(token_dim, width, rngs=rngs)
+        self.patch_embed = Linear(token_dim, width, rngs=rngs)
         self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,)))
-        self.stack = Stack(lambda r: Block(width, heads, rngs=r), depth, rngs=rngs)
+        self.stack = Stack(lambda r: Block(width, heads, rngs=r), depth, remat=remat, rngs=rngs)
         self.norm = LayerNorm(width, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, condition: jax.Array, visible: jax.Array, count: jax.Array) -> jax.Array:

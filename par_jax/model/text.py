@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from par_jax.config import TextConfig
-from par_jax.nn.layers import LayerNorm
+from par_jax.nn.layers import LayerNorm, Linear
 
 
 def tokenize(instruction: str, tokens: int, vocabulary: int) -> np.ndarray:
@@ -30,7 +30,7 @@ class TextProjector(nnx.Module):
 
     def __init__(self, dim: int, width: int, *, rngs: nnx.Rngs):
         self.position = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (TEXT_POSITIONS, dim)))
-        self.proj = nnx.Linear(dim, width, rngs=rngs)
+        self.proj = Linear(dim, width, rngs=rngs)
         self.norm = LayerNorm(width, rngs=rngs)
 
     def __call__(self, embeddings: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ class TextEmbed(nnx.Module):
         init = nnx.initializers.normal(0.02)
         self.table = nnx.Param(init(rngs.params(), (config.vocabulary, config.dim)))
         self.position = nnx.Param(init(rngs.params(), (config.tokens, config.dim)))
-        self.proj = nnx.Linear(config.dim, width, rngs=rngs)
+        self.proj = Linear(config.dim, width, rngs=rngs)
         self.norm = LayerNorm(width, rngs=rngs)
 
     def __call__(self, ids: jax.Array) -> jax.Array:

@@ -21,11 +21,13 @@ class VideoEncoder(nnx.Module):
     Args:
       grid: rows and columns of a frame's tokens.
       text: K_t, tokens of the instruction.
+      remat: what the backward pass computes again.
     """
 
-    def __init__(self, config: ModelConfig, grid: tuple[int, int], text: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, grid: tuple[int, int], text: int, remat: str = "none", *, rngs: nnx.Rngs):
         self.config, self.grid, self.text = config, grid, text
-        self.stack = Stack(lambda r: Block(config.width, config.heads, rngs=r), config.video_depth, rngs=rngs)
+        depth = config.video_depth
+        self.stack = Stack(lambda r: Block(config.width, config.heads, rngs=r), depth, remat=remat, rngs=rngs)
         self.norm = LayerNorm(config.width, rngs=rngs)
 
     @property
@@ -96,7 +98,8 @@ class VideoEncoder(nnx.Module):
         b = text.shape[0]
         shape = (c.video_depth, b, c.context, self.package_tokens, c.heads, c.width // c.heads)
         empty = jnp.zeros(shape, text_k.dtype)
-        return KVCache(text_k, text_v, empty, jnp.zeros_like(empty), jnp.zeros(b, jnp.int32))
+        ahead = jnp.zeros((b, (c.lookahead - 1) * c.chunk, c.action_dim), jnp.float32)
+        return KVCache(text_k, text_v, empty, jnp.zeros_like(empty), jnp.zeros(b, jnp.int32), ahead)
 
     def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array]:
         """One package through all layers, seeing what the cache holds.

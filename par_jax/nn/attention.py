@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from par_jax.nn.layers import MLP, LayerNorm
+from par_jax.nn.layers import MLP, LayerNorm, Linear
 from par_jax.nn.positions import rotate
 
 # From this many scores a head on, a CPU takes the heads one by one.
@@ -58,8 +58,8 @@ class Attention(nnx.Module):
 
     def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
-        self.qkv = nnx.Linear(dim, 3 * dim, rngs=rngs)
-        self.proj = nnx.Linear(dim, dim, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
+        self.proj = Linear(dim, dim, rngs=rngs)
 
     def project(self, x: jax.Array, angles: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, S, E] -> q, k, v [B, S, H, D]; q and k turned by `angles` [B or 1, S, D // 2]."""

@@ -21,12 +21,33 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x).astype(x.dtype)
 
 
+class Linear(nnx.Linear):
+    """A linear layer; `par_jax.lora` may set `adapter` to the scale of what `lora_a` and `lora_b` add to it."""
+
+    adapter: float | None = None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out]."""
+        y = super().__call__(x)
+        if self.adapter is None:
+            return y
+        return y + (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype) * self.adapter
+
+
+def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """Adaptive layer norm: x normalised, then scaled by 1 + scale and shifted."""
+    y = x.astype(jnp.float32)
+    mean, var = jnp.mean(y, axis=-1, keepdims=True), jnp.var(y, axis=-1, keepdims=True)
+    normed = ((y - mean) * jax.lax.rsqrt(var + 1e-6)).astype(x.dtype)
+    return normed * (1 + scale) + shift
+
+
 class MLP(nnx.Module):
     """Two linear layers with an exact GELU between them, four times as wide inside."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(dim, 4 * dim, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * dim, dim, rngs=rngs)
+        self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
+        self.fc2 = Linear(4 * dim, dim, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., dim] -> [..., dim]."""
@@ -39,8 +60,8 @@ class Projector(nnx.Module):
     """Two linear layers with a SiLU between them."""
 
     def __init__(self, dim: int, out_dim: int, hidden: int | None = None, *, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(dim, hidden or out_dim, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden or out_dim, out_dim, rngs=rngs)
+        self.fc1 = Linear(dim, hidden or out_dim, rngs=rngs)
+        self.fc2 = Linear(hidden or out_dim, out_dim, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., dim] -> [..., out_dim]."""

@@ -1,0 +1,66 @@
+"""Flags that change a preset's model: variants of the papers' ablations, look-ahead, adapters, cameras, sampling."""
+
+import dataclasses
+
+from absl import flags
+
+from par_jax.config import PRESETS, Config
+from par_jax.diffusion import SAMPLERS, check_sampler
+from par_jax.errors import UserError
+from par_jax.tasks import get_cameras
+from par_jax.variants import VARIANTS, vary
+
+FLAGS = flags.FLAGS
+
+
+def define_model_flags() -> None:
+    """The flags of a model that is trained."""
+    flags.DEFINE_string("preset", "tiny", f"One of {', '.join(PRESETS)}.")
+    flags.DEFINE_string("variant", "full", f"An ablation of the papers: {', '.join(VARIANTS)}.")
+    flags.DEFINE_integer("lookahead", None, "Chunks that are denoised together.", lower_bound=1)
+    flags.DEFINE_integer("lora_rank", None, "Rank of the adapters; 0 trains all weights.", lower_bound=0)
+    flags.DEFINE_float("lora_alpha", None, "Adapters are scaled by this over their rank.", lower_bound=0.0)
+    flags.DEFINE_string("lora_targets", None, "Regular expression, searched in the names of linear layers.")
+    flags.DEFINE_string("cameras", None, "Cameras whose pictures are stitched, as in render,hand.")
+    flags.DEFINE_string("schedule", None, f"Noise schedule of training: {' or '.join(SAMPLERS)}.")
+    define_sampling_flags()
+
+
+def define_sampling_flags() -> None:
+    """The flags of a model that acts."""
+    flags.DEFINE_string("sampler", None, "flow, ddpm or ddim; the schedule's own by default.")
+    flags.DEFINE_integer(
+        "action_steps", None, "Denoising steps of a chunk of actions.", lower_bound=1, upper_bound=1000
+    )
+
+
+def preset() -> Config:
+    """The preset with the flags' changes to its model.
+
+    Raises:
+      UserError: an unknown preset, variant, camera, schedule or sampler.
+    """
+    if FLAGS.preset not in PRESETS:
+        raise UserError(f"unknown preset {FLAGS.preset!r}: choose one of {', '.join(PRESETS)}")
+    config = PRESETS[FLAGS.preset]
+    config = _changed(config, "model", lookahead=FLAGS.lookahead)
+    config = _changed(config, "lora", rank=FLAGS.lora_rank, alpha=FLAGS.lora_alpha, targets=FLAGS.lora_targets)
+    config = _changed(config, "picture", cameras=FLAGS.cameras and get_cameras(FLAGS.cameras))
+    config = _changed(config, "diffusion", schedule=FLAGS.schedule)
+    return vary(sampled(config), FLAGS.variant)
+
+
+def sampled(config: Config) -> Config:
+    """A configuration with the flags' changes to its sampling.
+
+    Raises:
+      UserError: the sampler is not one of what the model was trained for.
+    """
+    config = _changed(config, "diffusion", sampler=FLAGS.sampler, action_steps=FLAGS.action_steps)
+    check_sampler(config.diffusion.schedule, config.diffusion.sampler)
+    return config
+
+
+def _changed(config: Config, part: str, **values: object) -> Config:
+    given = {name: value for name, value in values.items() if value is not None}
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **given)})
