@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from par_jax.diffusion import SCHEDULES
 from par_jax.model.par import PAR
 from par_jax.nn.layers import patchify
+from par_jax.nn.placement import over_rows
 from par_jax.sets import random_order
-from par_jax.sharding import over_rows
 from par_jax.types import Ahead, Batch
 
 Metrics = dict[str, jax.Array]

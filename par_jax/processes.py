@@ -16,6 +16,7 @@ from par_jax.errors import UserError
 T = TypeVar("T")
 
 _LONGEST = 2000  # bytes of a sentence that processes tell each other
+_by_itself = False  # whether this process is at its turn
 
 
 def join(coordinator: str, processes: int | None, process: int | None) -> None:
@@ -57,7 +58,7 @@ def rows(batch: int) -> slice:
 
 def agree(number: int) -> int:
     """The greatest number that any process gives."""
-    if jax.process_count() == 1:
+    if _by_itself or jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
@@ -72,15 +73,17 @@ def whole(leaf: Any) -> np.ndarray:
 def in_turn(action: Callable[[], T]) -> T:
     """Process 0 acts while the others wait; then they act, and find done what is done on disk.
 
+    Within its turn a process asks nobody, so that an action may be made of actions in turn.
+
     Raises:
       UserError: as `action` raises it, also on the others when it comes from process 0.
     """
-    if jax.process_count() == 1:
+    if _by_itself or jax.process_count() == 1:
         return action()
     said, failure = b"", None
     if leads():
         try:
-            made = action()
+            made = _at_its_turn(action)
         except (UserError, OSError) as error:
             said, failure = str(error).encode()[:_LONGEST], error
     heard = multihost_utils.broadcast_one_to_all(np.frombuffer(said.ljust(_LONGEST, b"\0"), np.uint8))
@@ -89,4 +92,13 @@ def in_turn(action: Callable[[], T]) -> T:
         raise failure
     if sentence:
         raise UserError(sentence)
-    return made if leads() else action()
+    return made if leads() else _at_its_turn(action)
+
+
+def _at_its_turn(action: Callable[[], T]) -> T:
+    global _by_itself
+    _by_itself = True
+    try:
+        return action()
+    finally:
+        _by_itself = False

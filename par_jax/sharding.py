@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from par_jax.checkpoint import flatten
 from par_jax.errors import UserError
+from par_jax.nn import placement
 
 Tree = Any
 
@@ -144,14 +145,14 @@ def cut(batch: Tree, parts: int, mesh: Mesh | None) -> Tree:
 
 
 def under(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """The context in which `over_rows` knows the mesh."""
+    """The context in which `par_jax.nn.placement` knows the mesh."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def over_rows(x: jax.Array) -> jax.Array:
-    """Shares out the first axis over all devices, where it divides: what XLA cannot tell of rows picked at random.
+def gathered(params: Tree) -> Tree:
+    """Parameters whole on every device, but those of stacked blocks, which `Stack` gathers layer by layer.
 
-    Without this, every device would compute all of them. For use inside a jitted function; no-op without a mesh.
+    For use inside a jitted function.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty or x.shape[0] % mesh.size else jax.lax.with_sharding_constraint(x, ROWS)
+    leaves = [leaf if "/blocks/" in name else placement.gathered(leaf) for name, leaf in flatten(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
