@@ -20,11 +20,9 @@ from par_jax.config import PRESETS, TINY
 from par_jax.errors import UserError
 from par_jax.nn.stack import KEPT
 from tests.demos import SMALL, make_demos
+from tests.small_finetune import flag_values
 
 _ROOT = Path(__file__).parents[2]
-
-OF_THE_STAGE = ("batch", "learning_rate", "dtype", "remat", "accumulate")
-OF_MANY = ("mesh", "coordinator", "processes", "process")
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +38,9 @@ def command(monkeypatch, tmp_path, data):
     monkeypatch.setattr(devices, "keep_compiled", lambda _: None)
 
     def call(**changes: object) -> None:
-        values = {
-            "task": "pushcube",
-            "preset": SMALL.name,
-            "data": str(data),
-            "workdir": str(tmp_path / "run"),
-            "stage": "policy",
-            "seed": 0,
-            "log_every": 1,
-            "checkpoint_every": 2,
-            "eval_every": 6,
-            "device": "auto",
-            **dict.fromkeys(("init", "vae", "steps", "vae_steps", *OF_THE_STAGE, *OF_MANY)),
-        }
+        values = flag_values(**{"data": str(data), "workdir": str(tmp_path / "run"), **changes})
         for module in (training, finetune):
-            monkeypatch.setattr(module, "FLAGS", SimpleNamespace(**values | changes))
+            monkeypatch.setattr(module, "FLAGS", values)
         finetune.main()
 
     return call

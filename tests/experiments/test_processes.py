@@ -7,17 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from par_jax.checkpoint import flatten, load_params
-from par_jax.config import to_dict
-from par_jax.model.vae import VAE
-from par_jax.nn.functional import Functional
-from par_jax.runs import write_frozen
 from tests.demos import make_demos
-from tests.model.conftest import random_params
+from tests.model.random_vae import make_vae
 from tests.sharded import free_address, virtual
 from tests.small_finetune import BLIND
 
@@ -29,8 +24,7 @@ def base(tmp_path_factory):
     """Demonstrations in `data`, a frame VAE in `vae`, and in `whole` a run of one process on one device."""
     folder = tmp_path_factory.mktemp("processes")
     make_demos(folder / "data")
-    params = jax.tree.map(np.asarray, random_params(Functional(lambda rngs: VAE(BLIND.vae, rngs=rngs))))
-    write_frozen(folder / "vae", 0, params, {"config": to_dict(BLIND), "stage": "vae", "complete": True})
+    make_vae(folder / "vae", BLIND)
     process = start(folder, "whole", 1)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
@@ -74,22 +68,35 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_two_processes_stop_as_one_and_one_goes_on_under_another_mesh(base):
+@pytest.fixture(scope="module")
+def stopped(base):
+    """What two processes said of whom the second got a signal."""
     both = start_two(base, "parts", "--mesh=data:2,fsdp:2")
     while all(process.poll() is None for process in both) and len(lines(base / "parts")) < 2:
         time.sleep(0.02)
     both[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, said
-    assert "4 cpu devices (data:2,fsdp:2) of 2 processes" in said[0] and "stopped at step" in said[0]
-    assert "step" not in said[1]
-    steps = sorted(int(path.name) for path in (base / "parts" / "checkpoints").iterdir())
-    assert steps and steps[-1] < 4
+    return said
 
+
+def test_a_signal_to_one_process_stops_all_and_the_first_one_speaks(base, stopped):
+    assert "4 cpu devices (data:2,fsdp:2) of 2 processes" in stopped[0] and "stopped at step" in stopped[0]
+    assert "step" not in stopped[1]
+    assert 1 <= newest(base / "parts") < 4
+
+
+@pytest.mark.usefixtures("stopped")
+def test_one_process_goes_on_under_another_mesh_to_the_same_numbers(base):
+    step = newest(base / "parts")
     last = start(base, "parts", 4, "--mesh=fsdp:4")
     said, _ = last.communicate(timeout=300)
-    assert last.returncode == 0 and f"going on from step {steps[-1]}" in said, said
+    assert last.returncode == 0 and f"going on from step {step}" in said, said
     assert_same(base, "parts")
+
+
+def newest(folder: Path) -> int:
+    return max(int(path.name) for path in (folder / "checkpoints").iterdir())
 
 
 def assert_same(base: Path, name: str) -> None:
