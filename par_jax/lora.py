@@ -62,9 +62,8 @@ def split(params: Tree) -> tuple[Tree, Tree]:
     flat = flatten(params)
     adapted = {name.split("/")[0] for name in flat if _is_adapter(name)}
     trained = {name for name in flat if _is_adapter(name) or name.split("/")[0] not in adapted}
-    return tuple(
-        nest({name: leaf for name, leaf in flat.items() if (name in trained) == part}) for part in (True, False)
-    )
+    frozen = {name: leaf for name, leaf in flat.items() if name not in trained}
+    return nest({name: leaf for name, leaf in flat.items() if name in trained}), nest(frozen)
 
 
 def adapters(params: Tree) -> dict[str, np.ndarray]:
