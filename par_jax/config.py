@@ -187,6 +187,11 @@ class DiffusionConfig:
     frame_steps: int = 8
     frame_sets: int = 6
 
+    @property
+    def chosen(self) -> str:
+        """The sampler's name."""
+        return self.sampler or self.schedule
+
 
 @dataclasses.dataclass(frozen=True)
 class PictureConfig:
@@ -261,7 +266,10 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that a run's results depend on besides its data and its seed."""
+    """Everything that a run's results depend on besides its data and its seed.
+
+    `pretrained`: whether the transformer begins with pretrained weights where `--init` brings some.
+    """
 
     name: str
     picture: PictureConfig
@@ -272,6 +280,7 @@ class Config:
     train: TrainConfig
     vae_train: TrainConfig
     lora: LoRAConfig = LoRAConfig()
+    pretrained: bool = True
 
     @property
     def latent_size(self) -> tuple[int, int]:

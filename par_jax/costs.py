@@ -75,6 +75,7 @@ def costs(config: Config, batch: int = 1, itemsize: int = 2) -> Costs:
     text = config.text.tokens
     fine = math.prod(config.latent_size) // m.frame_patch**2
     window = text + m.context * package
+    depth, frame_depth = (m.video_depth if m.transformer else 0), (m.frame_depth if m.predict_frames else 0)
     tokens = {
         "text": text,
         "packages": m.context,
@@ -89,9 +90,15 @@ def costs(config: Config, batch: int = 1, itemsize: int = 2) -> Costs:
         return depth * (24 * rows * m.width**2 + 4 * rows * seen * m.width)
 
     def action_head(conditions: int, passes: int) -> int:
-        w, length = m.action_head_width, m.chunk
-        block = 2 * (16 * length * w**2 + 9 * w**2) + 2 * 4 * length * length * w
-        return conditions * passes * (m.action_head_depth * block + 2 * length * (m.width * w + 2 * m.action_dim * w))
+        """Keys and values of what a condition sees are made once, the denoiser runs in every pass."""
+        w, length = m.action_head_width, m.lookahead * m.chunk
+        seen = (m.chunk if m.transformer else text + package) + length - m.chunk
+        if m.action_head != "dit":
+            numbers = m.lookahead * m.action_dim * (m.bins if m.action_head == "bins" else 1)
+            return conditions * 2 * m.chunk * (m.width * w + 8 * m.action_head_depth * w**2 + w * numbers)
+        once = 2 * seen * (m.width * w + 2 * m.action_head_depth * w**2)
+        block = 2 * (14 * length * w**2 + 9 * w**2) + 4 * length * (length + seen) * w
+        return conditions * (once + passes * (m.action_head_depth * block + 4 * length * m.action_dim * w))
 
     def frame_head(rows: int) -> int:
         w, token_dim = m.frame_head_width, m.frame_patch**2 * config.vae.latent_channels
@@ -101,28 +108,29 @@ def costs(config: Config, batch: int = 1, itemsize: int = 2) -> Costs:
     step = {
         "frame VAE": batch * _encoder_flops(config),
         "tokenizers": batch * tokenizer,
-        "transformer": batch * transformer(m.video_depth, package, window),
+        "transformer": batch * transformer(depth, package, window),
         "action head": action_head(batch, d.action_steps),
     }
     sizes = set_sizes(fine, d.frame_sets)
     known, frame_flops = 0, 0
     for size in sizes:
         visible = frame + known
-        frame_flops += transformer(m.frame_depth // 2, visible, visible)
-        frame_flops += transformer(m.frame_depth - m.frame_depth // 2, frame + fine, frame + fine)
-        frame_flops += d.frame_steps * frame_head(size)
+        frame_flops += transformer(frame_depth // 2, visible, visible)
+        frame_flops += transformer(frame_depth - frame_depth // 2, frame + fine, frame + fine)
+        frame_flops += d.frame_steps * frame_head(size) * m.predict_frames
         known += size
     n, b = config.train.packages, config.train.batch
     pictures = max(1, round(config.train.frame_share * b * n))
     # Training shows 3 in 20 of a frame's tokens on average, as NOVA does.
     shown = frame + round(0.15 * fine)
     forward = (
-        b * transformer(m.video_depth, text + n * package, text + n * package)
-        + pictures * transformer(m.frame_depth // 2, shown, shown)
-        + pictures * transformer(m.frame_depth - m.frame_depth // 2, frame + fine, frame + fine)
-        + d.draws * (pictures * frame_head(fine) + action_head(b * n, 1))
+        b * transformer(depth, text + n * package, text + n * package)
+        + pictures * transformer(frame_depth // 2, shown, shown)
+        + pictures * transformer(frame_depth - frame_depth // 2, frame + fine, frame + fine)
+        + d.draws * pictures * frame_head(fine) * m.predict_frames
+        + action_head(b * n, d.draws)
     )
-    acting = part["video_encoder"] + part["patch_embed"] + part["action_tokenizer"] + part["action_head"]
+    acting = sum(part.get(name, 0) for name in ("video_encoder", "patch_embed", "action_tokenizer", "action_head"))
     cache = jax.eval_shape(lambda p, t: sampling.start(par.bind(p), t), shapes, _text(config, batch))
     return Costs(
         parameters=rows,

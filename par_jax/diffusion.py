@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from par_jax.errors import UserError
+
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -175,9 +177,31 @@ class DDPM:
 
     def chain(self, steps: int) -> Chain:
         """The ancestral chain (eq. 5), respaced to `steps` of the 1000 times."""
-        times = np.linspace(999, 0, steps).round().astype(np.int32)
+        times, bar, before = self._spaced(steps)
+        return ddpm_chain(times, bar, before)
+
+    def _spaced(self, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Times, and cumulated alphas there and one step further.
+
+        A few steps do not begin at the last time, where all but the noise is gone: what the denoiser misses there
+        would be scaled up a thousandfold.
+        """
+        times = np.arange(steps)[::-1] * (1000 // steps)
         bar = self._alpha_bar()[times]
-        return ddpm_chain(times, bar, np.append(bar[1:], 1.0))
+        return times, bar, np.append(bar[1:], np.float32(1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class DDIM(DDPM):
+    """What DDPM has learned, sampled without noise on the way (Song et al. 2021, eq. 12 with sigma = 0)."""
+
+    def chain(self, steps: int) -> Chain:
+        """The deterministic chain through `steps` of the 1000 times."""
+        times, bar, before = self._spaced(steps)
+        bar, before = bar.astype(np.float64), before.astype(np.float64)
+        keep = np.sqrt(before / bar)
+        push = np.sqrt(1 - before) - keep * np.sqrt(1 - bar)
+        return Chain(*(column.astype(np.float32) for column in (times, keep, push, 0 * keep)))
 
 
 def cosine_betas(steps: int) -> np.ndarray:
@@ -187,4 +211,21 @@ def cosine_betas(steps: int) -> np.ndarray:
     return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
 
 
-SCHEDULES: dict[str, Schedule] = {"flow": Flow(), "ddpm": DDPM()}
+SCHEDULES: dict[str, Schedule] = {"flow": Flow(), "ddpm": DDPM(), "ddim": DDIM()}
+# Samplers of what was trained with a schedule, its own first.
+SAMPLERS = {"flow": ("flow",), "ddpm": ("ddpm", "ddim")}
+
+
+def check_sampler(schedule: str, sampler: str | None) -> None:
+    """Refuses a sampler that cannot sample what was trained.
+
+    Raises:
+      UserError: an unknown name, or another schedule's sampler.
+    """
+    if schedule not in SAMPLERS:
+        raise UserError(f"unknown noise schedule {schedule!r}: choose one of {', '.join(SAMPLERS)}")
+    if sampler is not None and sampler not in SAMPLERS[schedule]:
+        raise UserError(
+            f"the sampler {sampler!r} cannot be used: with the noise schedule {schedule!r} choose one of "
+            f"{', '.join(SAMPLERS[schedule])}"
+        )

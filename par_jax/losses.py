@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from par_jax.diffusion import SCHEDULES
 from par_jax.model.par import PAR
 from par_jax.nn.layers import patchify
-from par_jax.sampling import decode_actions
 from par_jax.sets import random_order
-from par_jax.types import Batch
+from par_jax.types import Ahead, Batch
 
 Metrics = dict[str, jax.Array]
+
+# Denoising steps of a look-ahead in training.
+DRAFT_STEPS = 2
 
 
 def policy_loss(model: PAR, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -26,25 +28,27 @@ def policy_loss(model: PAR, batch: Batch, key: jax.Array) -> tuple[jax.Array, Me
       key: all of the step's randomness.
 
     Returns:
-      The loss [] float32, and its parts `frame_loss` and `action_loss`.
+      The loss [] float32, and its parts: `frame_loss`, where frames are predicted, and `action_loss`.
     """
-    train = model.config.train
+    config = model.config
     keys = jax.random.split(key, 4)
-    alone = jax.random.bernoulli(keys[0], train.history_dropout, batch.has_past.shape)
+    alone = jax.random.bernoulli(keys[0], config.train.history_dropout, batch.has_past.shape)
     z_o, z_a = encode(model, batch, alone, keys[1])
-    frame = frame_loss(model, z_o, batch, keys[2])
-    action = action_loss(model, z_a, batch, keys[3])
-    return frame + action, {"frame_loss": frame, "action_loss": action}
+    parts = {}
+    if config.model.predict_frames:
+        parts["frame_loss"] = frame_loss(model, z_o, batch, keys[2])
+    parts["action_loss"] = action_loss(model, z_a, batch, alone, keys[3])
+    return sum(parts.values(), jnp.float32(0)), parts
 
 
 def encode(model: PAR, batch: Batch, alone: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Z_O [B, N, K_o, E] and Z_A [B, N, L, E] of a batch.
+    """Z_O [B, N, K_o, E] and Z_A [B, N, K, E] of a batch.
 
     Args:
       alone: [B] bool, sequences without history: neither earlier packages nor executed actions are seen.
       key: draws where in time each sequence lies, so that long episodes hold nothing new; None for time 0.
     """
-    b, n = batch.valid.shape[:2]
+    b, n = batch.frame_valid.shape
     first = jnp.zeros((b, 1), jnp.int32)
     if key is not None:
         first = jax.random.randint(key, (b, 1), 0, model.config.model.max_time)
@@ -53,22 +57,43 @@ def encode(model: PAR, batch: Batch, alone: jax.Array, key: jax.Array | None = N
     return model.encode(batch.latents[:, :n], batch.actions[:, :n], known, batch.text, time, alone)
 
 
-def action_loss(model: PAR, z_a: jax.Array, batch: Batch, key: jax.Array) -> jax.Array:
-    """Diffusion loss of the chunks A_1 .. A_N, with `draws` times each (paper section 4.3)."""
-    schedule, draws = SCHEDULES[model.config.diffusion.schedule], model.config.diffusion.draws
-    target = batch.actions[:, 1:]
-    b, n = target.shape[:2]
-    target, z = target.reshape(b * n, *target.shape[2:]), z_a.reshape(b * n, *z_a.shape[2:])
+def action_loss(model: PAR, z_a: jax.Array, batch: Batch, alone: jax.Array, key: jax.Array) -> jax.Array:
+    """Loss of the action head over all M chunks that follow each package (PhysGen: all of them are supervised)."""
+    m = model.config.model
+    draft_key, key = jax.random.split(key)
+    b, n = z_a.shape[:2]
+    target = jnp.stack([batch.actions[:, 1 + i : 1 + i + n] for i in range(m.lookahead)], axis=2)
+    valid = jnp.stack([batch.valid[:, i : i + n] for i in range(m.lookahead)], axis=2)
+    ahead = drafts(model, z_a, alone, draft_key)
+    error = model.action_head.errors(
+        target.reshape(b * n, -1, target.shape[-1]), z_a.reshape(b * n, *z_a.shape[2:]), ahead, key
+    )
+    return _mean(error.reshape(b, -1), valid.reshape(b, -1))
 
-    def one(key: jax.Array) -> jax.Array:
-        t_key, noise_key = jax.random.split(key)
-        t = schedule.draw(t_key, (b * n,))
-        noise = jax.random.normal(noise_key, target.shape, target.dtype)
-        out = model.action_head(schedule.noised(target, noise, t), schedule.timestep(t), z)
-        return _squared(out, schedule.target(target, noise))
 
-    error = jnp.mean(jax.vmap(one)(jax.random.split(key, draws)), axis=0)
-    return _mean(error.reshape(b, n, -1), batch.valid)
+def drafts(model: PAR, z_a: jax.Array, alone: jax.Array, key: jax.Array) -> Ahead:
+    """The look-ahead of every package, sampled from the package before: [B * N, (M-1) * L, A].
+
+    A rollout's look-ahead is the model's own, and so is this one: the expert's chunks in its place would be the
+    targets themselves, and the model would learn to copy them. It is made without a look-ahead of its own and in few
+    steps, and no gradient flows through it.
+
+    Args:
+      z_a: [B, N, K, E].
+      alone: [B] bool, sequences without history, which have no look-ahead either.
+      key: of the noise.
+    """
+    m = model.config.model
+    b, n = z_a.shape[:2]
+    size = (m.lookahead - 1) * m.chunk
+    known = jnp.broadcast_to((jnp.arange(n) > 0) & ~alone[:, None], (b, n)).reshape(-1)
+    none = Ahead(jnp.zeros((b * n, size, m.action_dim), z_a.dtype), jnp.zeros(b * n, bool))
+    if not size or n == 1:
+        return none
+    z = jax.lax.stop_gradient(z_a).reshape(b * n, *z_a.shape[2:])
+    made = model.action_head.sample(z, none, jax.random.split(key, b * n), DRAFT_STEPS)
+    made = jnp.roll(jax.lax.stop_gradient(made)[:, m.chunk :].reshape(b, n, size, -1), 1, axis=1)
+    return Ahead(made.reshape(b * n, size, -1), known)
 
 
 def frame_loss(model: PAR, z_o: jax.Array, batch: Batch, key: jax.Array) -> jax.Array:
@@ -101,20 +126,25 @@ def frame_loss(model: PAR, z_o: jax.Array, batch: Batch, key: jax.Array) -> jax.
 
 
 def policy_errors(model: PAR, batch: Batch, key: jax.Array) -> Metrics:
-    """How far sampled chunks lie from the expert's, as mean absolute error of scaled actions.
+    """How far sampled chunks, the next ones, lie from the expert's, as mean absolute error of scaled actions.
 
     Returns:
       `teacher_forced`: all chunks, the true history given. `history_masked`: all chunks, none given.
       `chunk_0`: the episodes' first chunks (nan where the batch holds none). Judge a policy by the last two.
     """
     b = batch.has_past.shape[0]
+    chunk = model.config.model.chunk
     errors = {}
-    for name, alone in (("teacher_forced", False), ("history_masked", True)):
-        _, z_a = encode(model, batch, jnp.full(b, alone))
-        _, n, chunk, width = z_a.shape
-        out = decode_actions(model, z_a.reshape(b * n, chunk, width), key).reshape(b, n, chunk, -1)
-        error = jnp.mean(jnp.abs(out - batch.actions[:, 1:]), axis=-1)
-        errors[name] = _mean(error, batch.valid)
+    for name, missing in (("teacher_forced", False), ("history_masked", True)):
+        alone = jnp.full(b, missing)
+        _, z_a = encode(model, batch, alone)
+        n = z_a.shape[1]
+        draft_key, sample_key = jax.random.split(key)
+        ahead = drafts(model, z_a, alone, draft_key)
+        out = model.action_head.sample(z_a.reshape(b * n, *z_a.shape[2:]), ahead, jax.random.split(sample_key, b * n))
+        out = out[:, :chunk].reshape(b, n, chunk, -1)
+        error = jnp.mean(jnp.abs(out - batch.actions[:, 1 : 1 + n]), axis=-1)
+        errors[name] = _mean(error, batch.valid[:, :n])
         first = batch.valid[:, 0] & ~batch.has_past[:, None]
         errors["chunk_0"] = jnp.sum(jnp.where(first, error[:, 0], 0)) / jnp.sum(first, dtype=error.dtype)
     return errors

@@ -19,6 +19,51 @@ from par_jax.normalise import centre_and_half
 from par_jax.types import KVCache
 
 
+class PhysicalStep:
+    """The step from pictures to actions, as pure functions over `{"par": ..., "vae": ...}` for B robots.
+
+    They are not compiled yet: the caller jits them, donates the cache, shards or exports.
+
+    Args:
+      config: of the policy, its `vae` as trained.
+    """
+
+    def __init__(self, config: Config):
+        self._par = Functional(lambda rngs: PAR(config, rngs=rngs))
+        self._vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
+
+    def start(self, params: dict, text: jax.Array) -> KVCache:
+        """The cache before the first observation: text [B, K_text] ids or [B, K_text, dim] embeddings."""
+        return sampling.start(self._par.bind(params["par"]), text)
+
+    def act(
+        self, params: dict, cache: KVCache, pictures: jax.Array, executed: jax.Array, keys: jax.Array
+    ) -> tuple[KVCache, jax.Array, jax.Array, jax.Array]:
+        """Looks once and decides.
+
+        Args:
+          cache: of B robots.
+          pictures: uint8 [B, h, w, 3], what the model sees of the cameras.
+          executed: [B, L, A] float32, the chunk that led here, scaled; not read where the cache is empty.
+          keys: [B], each robot's own noise.
+
+        Returns:
+          The cache, the next chunk [B, L, A] and the look-ahead [B, (M-1) * L, A], both float32 and scaled; and
+          Z_O [B, K_o, E] for `predict`.
+        """
+        model = self._par.bind(params["par"])
+        dtype = jax.tree.leaves(params["par"])[0].dtype
+        latents = self._vae.bind(params["vae"]).encode_frames(to_unit(pictures).astype(dtype))
+        cache, actions, ahead, z_o = sampling.act(model, cache, latents, executed.astype(dtype), keys)
+        return cache, actions.astype(jnp.float32), ahead.astype(jnp.float32), z_o
+
+    def predict(self, params: dict, z_o: jax.Array, keys: jax.Array) -> jax.Array:
+        """The next frame: Z_O [B, K_o, E] and keys [B] -> uint8 [B, h, w, 3]."""
+        latents = sampling.decode_frame(self._par.bind(params["par"]), z_o, keys)
+        pictures = self._vae.bind(params["vae"]).decode_frames(latents).astype(jnp.float32)
+        return jnp.clip(jnp.round((pictures + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Carry:
@@ -40,7 +85,8 @@ class Info:
     """What `Policy.act` tells besides the actions.
 
     Attributes:
-      predicted: uint8 [h, w, 3], the picture expected after the chunk (the model's crop), or None if not asked for.
+      predicted: uint8 [h, w, 3], the picture expected after the chunk (the model's crop), or None if not asked for or
+        if the model was trained without frame prediction.
     """
 
     predicted: np.ndarray | None
@@ -64,26 +110,19 @@ class Policy:
         self.config, self.step, self.folder = config, step, Path(folder)
         self.params = jax.device_put({"par": params, "vae": vae})
         centre, half = centre_and_half(statistics["low"], statistics["high"])
-        par = Functional(lambda rngs: PAR(config, rngs=rngs))
-        coder = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
+        step_of = PhysicalStep(config)
         shape = (1, config.model.chunk, config.model.action_dim)
 
         def init(params: dict, text: jax.Array, key: jax.Array) -> Carry:
-            cache = sampling.start(par.bind(params["par"]), text[None])
-            return Carry(cache, jnp.zeros(shape, jnp.float32), key)
+            return Carry(step_of.start(params, text[None]), jnp.zeros(shape, jnp.float32), key)
 
         def act(params: dict, carry: Carry, picture: jax.Array) -> tuple[Carry, jax.Array, jax.Array]:
-            model = par.bind(params["par"])
-            latents = coder.bind(params["vae"]).encode_frames(to_unit(picture)[None])
             key, now = jax.random.split(carry.key)
-            cache, z_o, z_a = sampling.step(model, carry.cache, latents, carry.executed)
-            actions = sampling.decode_actions(model, z_a, now)
+            cache, actions, _, z_o = step_of.act(params, carry.cache, picture[None], carry.executed, now[None])
             return Carry(cache, actions, key), actions[0] * half + centre, z_o
 
         def predict(params: dict, z_o: jax.Array, key: jax.Array) -> jax.Array:
-            latents = sampling.decode_frame(par.bind(params["par"]), z_o, key)
-            picture = coder.bind(params["vae"]).decode_frames(latents)[0]
-            return jnp.clip(jnp.round((picture + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+            return step_of.predict(params, z_o, key[None])[0]
 
         self._init, self._act, self._predict = jax.jit(init), jax.jit(act, donate_argnums=1), jax.jit(predict)
 
@@ -120,6 +159,7 @@ class Policy:
         Returns:
           The new carry, the actions [L, A] float32 in the controller's units, and what else there is to tell.
         """
+        predict_frame = predict_frame and self.config.model.predict_frames
         key = jax.random.fold_in(carry.key, 1) if predict_frame else None
         carry, actions, z_o = self._act(self.params, carry, self.view(picture))
         predicted = np.asarray(self._predict(self.params, z_o, key)) if predict_frame else None

@@ -1,5 +1,6 @@
 """The physical step: cache and observation in, cache and next chunk out; the next frame, set by set, on request."""
 
+import dataclasses
 import math
 
 import jax
@@ -10,7 +11,7 @@ from par_jax.diffusion import SCHEDULES
 from par_jax.model.par import PAR
 from par_jax.nn.layers import unpatchify
 from par_jax.sets import predict_set, random_order, set_sizes
-from par_jax.types import KVCache
+from par_jax.types import Ahead, KVCache
 
 
 def start(model: PAR, text: jax.Array) -> KVCache:
@@ -27,38 +28,50 @@ def step(model: PAR, cache: KVCache, latents: jax.Array, executed: jax.Array) ->
       executed: [B, L, A], the chunk that led to it; not read where the cache is empty.
 
     Returns:
-      The cache, Z_O [B, K_o, E] and Z_A [B, L, E], which condition the next frame and the next chunk.
+      The cache, Z_O [B, K_o, E] and Z_A [B, K, E], which condition the next frame and the next chunk.
     """
     package = model.physical_tokens(latents, executed, cache.time > 0, cache.time.astype(jnp.float32))
     cache, z = model.video_encoder.step(cache, package)
     return cache, *model.split(z)
 
 
-def decode_actions(model: PAR, z_a: jax.Array, key: jax.Array) -> jax.Array:
-    """Samples a chunk from its condition: Z_A [B, L, E] -> [B, L, A]."""
-    config = model.config
-    noise_key, chain_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (*z_a.shape[:2], config.model.action_dim), z_a.dtype)
+def act(
+    model: PAR, cache: KVCache, latents: jax.Array, executed: jax.Array, keys: jax.Array
+) -> tuple[KVCache, jax.Array, jax.Array, jax.Array]:
+    """The physical step: looks once and decides (paper section 4.2.6).
 
-    def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-        return model.action_head(x, jnp.broadcast_to(t, x.shape[:1]), z_a)
+    Args:
+      cache, latents, executed: as `step` takes them.
+      keys: [B], each robot's own.
 
-    schedule = SCHEDULES[config.diffusion.schedule]
-    return schedule.chain(config.diffusion.action_steps).run(denoise, noise, chain_key)
+    Returns:
+      The cache, the next chunk [B, L, A], the look-ahead [B, (M-1) * L, A] (which the cache holds too), both scaled;
+      and Z_O [B, K_o, E] for `decode_frame`.
+    """
+    ahead = Ahead(cache.ahead, cache.time > 0)
+    cache, z_o, z_a = step(model, cache, latents, executed)
+    chunk = model.config.model.chunk
+    actions = model.action_head.sample(z_a, ahead, keys)
+    cache = dataclasses.replace(cache, ahead=actions[:, chunk:].astype(cache.ahead.dtype))
+    return cache, actions[:, :chunk], actions[:, chunk:], z_o
 
 
-def decode_frame(model: PAR, z_o: jax.Array, key: jax.Array) -> jax.Array:
-    """Samples the next frame set by set (paper eq. 7): Z_O [B, K_o, E] -> latents [B, h, w, C].
+def decode_frame(model: PAR, z_o: jax.Array, keys: jax.Array) -> jax.Array:
+    """Samples the next frame set by set (paper eq. 7): Z_O [B, K_o, E] and keys [B] -> latents [B, h, w, C].
 
     Tokens come in random order, few at first and more later (a cosine's share, as in MAR and NOVA).
     """
+    return jax.vmap(lambda z, key: _decode_frame(model, z[None], key)[0])(z_o, keys)
+
+
+def _decode_frame(model: PAR, z_o: jax.Array, key: jax.Array) -> jax.Array:
     config = model.config
     b, k = z_o.shape[0], math.prod(model.frame_encoder.grid)
     order_key, sets_key = jax.random.split(key)
     order, _ = random_order(order_key, b, k)
     sizes = set_sizes(k, config.diffusion.frame_sets)
     begins = np.cumsum([0, *sizes[:-1]])
-    chain = SCHEDULES[config.diffusion.schedule].chain(config.diffusion.frame_steps)
+    chain = SCHEDULES[config.diffusion.chosen].chain(config.diffusion.frame_steps)
 
     def body(x: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         begin, size, key = inputs

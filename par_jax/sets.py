@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from par_jax.diffusion import Chain, Denoiser
 from par_jax.guidance import Guidance
-from par_jax.model.detokenizers import FrameHead
 from par_jax.model.frame_encoder import FrameEncoder
+from par_jax.model.frame_head import FrameHead
 
 UNGUIDED = Guidance()
 # A large set is computed in the smallest of so many sizes that holds it.

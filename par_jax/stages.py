@@ -281,6 +281,7 @@ def make_windows(run: Run, episodes: Episodes, ids: np.ndarray, vae: Params, num
         text=instruction_tokens(config.text, get_task(run.task).instruction, run.workdir),
         packages=config.train.packages,
         chunk=config.model.chunk,
+        lookahead=config.model.lookahead,
         rest=rest,
     )
 

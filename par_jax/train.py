@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from par_jax.checkpoint import Checkpoints, flatten, is_full_disk, locked
+from par_jax import sharding
+from par_jax.checkpoint import Checkpoints, flatten, is_full_disk, locked, nest
 from par_jax.config import TrainConfig
 from par_jax.errors import UserError
 from par_jax.metrics import Metrics, describe
@@ -98,26 +100,67 @@ def cast(tree: Tree, dtype: str) -> Tree:
     return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
 
 
-def make_train_step(loss: Loss, config: TrainConfig) -> TrainStep:
+def join(params: Tree, frozen: Tree) -> Tree:
+    """Two nested dicts of arrays in one, by their leaves' names.
+
+    Raises:
+      ValueError: a leaf is in both.
+    """
+    ours, theirs = flatten(params), flatten(frozen)
+    if both := sorted(ours.keys() & theirs.keys()):
+        raise ValueError(f"both trained and frozen: {', '.join(both[:3])}")
+    return nest(ours | theirs)
+
+
+def make_train_step(loss: Loss, config: TrainConfig, mesh: Mesh | None = None, frozen: Tree | None = None) -> TrainStep:
     """One jitted step; its state is donated.
+
+    With `config.accumulate` parts, row r of the batch belongs to part r modulo their number, each part draws with a
+    key of its own, and gradients and metrics are means over the parts.
 
     Args:
       loss: (params, batch, key) -> (loss [], metrics); params and batch come in `config.dtype`, while the
         parameters that the optimizer moves stay float32.
       config: of the stage.
+      mesh: the devices to compute on, as `par_jax.sharding.make_mesh` makes it; the batch is then this process's
+        rows. None for one device.
+      frozen: parameters beside the trained ones, nested dicts of arrays in `config.dtype`: the loss gets both joined
+        by name. They have no gradient, no optimizer state and no average, and are not part of the state.
 
     Returns:
       step(state, batch) -> (state, metrics), metrics with `loss`, `gradient_norm` and `learning_rate`.
+
+    Raises:
+      UserError: from the step, where the batch does not divide into parts or over the mesh.
     """
     optimizer, rate = make_optimizer(config), schedule(config)
 
-    def computed(params: Tree, batch: Tree, key: jax.Array) -> tuple[jax.Array, dict]:
-        value, parts = loss(cast(params, config.dtype), cast(batch, config.dtype), key)
+    def computed(params: Tree, frozen: Tree | None, batch: Tree, key: jax.Array) -> tuple[jax.Array, dict]:
+        params = cast(params, config.dtype)
+        params = params if frozen is None else join(params, frozen)
+        value, parts = loss(params, cast(batch, config.dtype), key)
         return value.astype(jnp.float32), parts
 
-    def train_step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
+    def differentiated(*args: Any) -> tuple[tuple[jax.Array, dict], Tree]:
+        values, gradients = jax.value_and_grad(computed, has_aux=True)(*args)
+        return values, sharding.pinned(gradients, mesh)
+
+    def accumulated(params: Tree, frozen: Tree | None, batch: Tree, key: jax.Array) -> tuple:
+        parts = config.accumulate
+        if parts == 1:
+            return differentiated(params, frozen, batch, key)
+
+        def add(total: Tree, inputs: tuple) -> tuple[Tree, tuple]:
+            values, gradients = differentiated(params, frozen, *inputs)
+            return jax.tree.map(jnp.add, total, gradients), values
+
+        inputs = (sharding.cut(batch, parts, mesh), jax.random.split(key, parts))
+        total, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), inputs)
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values), jax.tree.map(lambda g: g / parts, total)
+
+    def train_step(state: TrainState, batch: Tree, frozen: Tree | None) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (value, parts), gradients = jax.value_and_grad(computed, has_aux=True)(state.params, batch, key)
+        (value, parts), gradients = accumulated(state.params, frozen, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax's step counts are integers
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -132,9 +175,12 @@ def make_train_step(loss: Loss, config: TrainConfig) -> TrainStep:
             "gradient_norm": optax.global_norm(gradients),
             "learning_rate": learning_rate,
         }
-        return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
+        after = TrainState(state.step + 1, params, opt_state, ema, state.key)
+        return sharding.pinned(after, mesh), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    compiled = jax.jit(train_step, donate_argnums=0)
+    kept = sharding.place(frozen, mesh)
+    return lambda state, batch: compiled(state, sharding.spread(batch, mesh, config.accumulate), kept)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The arrays that travel between the parts, as dataclass pytrees.
 
-Axis legend: B sequences or robots, N packages, L actions a chunk, A action dimensions, K tokens of the kind
-named, S query tokens, T key tokens, H heads, D head width, Y layers, C latent channels, h w latent rows, columns.
+Axis legend: B sequences or robots, N packages, M chunks predicted together, L actions a chunk, A action dimensions,
+K tokens of the kind named, S query tokens (in the action head the M * L actions), T key tokens, H heads, D head width,
+Y layers, C latent channels, h w latent rows, columns.
 """
 
 import dataclasses
@@ -15,13 +16,13 @@ class Batch:
     """Training sequences of N packages and what follows them (paper section 4.1).
 
     Package n holds frame O_n and the chunk A_n that led from O_{n-1} to O_n. The output at package n - 1 predicts
-    package n, so a sequence of N packages carries N + 1 frames and chunks.
+    frame O_n and the M chunks from A_n on, so a sequence of N packages carries N + 1 frames and N + M chunks.
 
     Attributes:
       latents: [B, N+1, h, w, C] float32, scaled frame latents of O_0 .. O_N.
-      actions: [B, N+1, L, A] float32, A_0 .. A_N, scaled to about [-1, 1]; A_0 is only read where `has_past`.
+      actions: [B, N+M, L, A] float32, A_0 .. A_{N+M-1}, scaled to about [-1, 1]; A_0 is only read where `has_past`.
       has_past: [B] bool, False where O_0 is the episode's first frame (A_0 is then begin-of-action tokens).
-      valid: [B, N, L] bool, which actions of A_1 .. A_N are targets.
+      valid: [B, N+M-1, L] bool, which actions of A_1 .. A_{N+M-1} are targets.
       frame_valid: [B, N] bool, which of O_1 .. O_N are targets.
       text: [B, K] int32 word ids of the instruction, or [B, K, dim] float32, a language model's embeddings of it.
     """
@@ -36,13 +37,29 @@ class Batch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Ahead:
+    """What a step before expected of the chunks that are predicted now, all but the last (PhysGen's look-ahead).
+
+    Attributes:
+      actions: [R, (M-1) * L, A], for R robots or packages.
+      known: [R] bool, False where there is none.
+    """
+
+    actions: jax.Array
+    known: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the video encoder for B robots: the text prefix and a ring of the last W packages.
+    """What a robot's next step needs of those before: keys and values of the video encoder for B robots, as a text
+    prefix and a ring of the last W packages; and the look-ahead.
 
     Attributes:
       text_k, text_v: [Y, B, K_text, H, D], computed once a task.
       k, v: [Y, B, W, K_package, H, D]; package n lies in slot n % W.
       time: [B] int32, packages seen so far.
+      ahead: [B, (M-1) * L, A] float32, of the last step.
     """
 
     text_k: jax.Array
@@ -50,6 +67,7 @@ class KVCache:
     k: jax.Array
     v: jax.Array
     time: jax.Array
+    ahead: jax.Array
 
 
 @jax.tree_util.register_dataclass

@@ -50,17 +50,9 @@ def run(nova, tmp_path_factory):
     return stages.Run("pushcube", config, data, base / "run", init=nova, log_every=1)
 
 
-@pytest.fixture
-def hasty(monkeypatch):
-    """These programs run a few times only, so code that is quick to make serves best."""
-    monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.usefixtures("hasty")
-def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys):
+def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys, monkeypatch):
+    monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
     stages.train_policy(stages.adopt_nova(run))
     assert "parameters, come from NOVA; new are action_head, action_tokenizer" in capsys.readouterr().out
     config, meta, params = load_params(run.workdir)

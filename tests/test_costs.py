@@ -11,7 +11,10 @@ from par_jax.config import PRESETS
 from par_jax.costs import costs
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional
+from par_jax.types import Ahead
 from tests.model.conftest import SMALL
+
+NONE = Ahead(jnp.zeros((1, 0, 7)), jnp.zeros(1, bool))
 
 
 def test_par_has_the_papers_size():
@@ -58,5 +61,5 @@ def test_arithmetic_is_what_xla_counts():
         count(sampling.step, cache, latents, executed), rel=0.1
     )
     assert found["action head"] == pytest.approx(
-        count(lambda model, z: model.action_head(jnp.zeros((1, 4, 7)), jnp.zeros(1), z), z), rel=0.1
+        count(lambda model, z: model.action_head.sample(z, NONE, jax.random.split(jax.random.key(0), 1)), z), rel=0.1
     )

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from par_jax.diffusion import SCHEDULES
+from par_jax.diffusion import SCHEDULES, check_sampler
+from par_jax.errors import UserError
 
 MEAN, SPREAD = jnp.array([1.5, -0.7]), jnp.array([0.3, 0.05])
 
@@ -25,7 +26,7 @@ def _perfect(schedule, name):
     return denoise
 
 
-@pytest.mark.parametrize("name", ["flow", "ddpm"])
+@pytest.mark.parametrize("name", ["flow", "ddpm", "ddim"])
 def test_a_perfect_denoiser_samples_the_data(name):
     schedule = SCHEDULES[name]
     noise = jax.random.normal(jax.random.key(0), (20000, 2))
@@ -55,3 +56,20 @@ def test_times_are_drawn_in_range():
     assert 0 < flow.min() < 0.1 and 0.9 < flow.max() < 1
     ddpm = SCHEDULES["ddpm"].draw(jax.random.key(0), (5000,))
     assert ddpm.min() < 5 and 990 < ddpm.max() <= 999
+
+
+def test_ddim_is_deterministic_and_meets_ddpm_in_the_mean():
+    noise = jax.random.normal(jax.random.key(0), (4000, 2))
+    run = [
+        SCHEDULES["ddim"].chain(10).run(_perfect(SCHEDULES["ddim"], "ddim"), noise, jax.random.key(k)) for k in (1, 2)
+    ]
+    np.testing.assert_array_equal(*run)
+    np.testing.assert_allclose(run[0].mean(0), MEAN, atol=0.1)
+
+
+def test_samplers_of_other_schedules_are_refused():
+    check_sampler("ddpm", "ddim")
+    with pytest.raises(UserError, match="'ddim' cannot be used: with the noise schedule 'flow' choose one of flow"):
+        check_sampler("flow", "ddim")
+    with pytest.raises(UserError, match="unknown noise schedule 'edm'"):
+        check_sampler("edm", None)

@@ -12,9 +12,9 @@ _ROOT = Path(__file__).parent.parent
 # A module may import only from the rows above its own, and from its own package.
 _LAYERS = (
     {"errors", "config"},
-    {"types", "tasks", "diffusion", "metrics", "normalise", "evaluation", "video", "versions", "tokenizer"},
+    {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation", "video", "versions", "tokenizer"},
     {"nn", "checkpoint"},
-    {"data", "results", "pretrained", "initialise", "schedulers", "guidance"},
+    {"data", "results", "sharding", "pretrained", "initialise", "schedulers", "guidance"},
     {"model", "sim", "rollout"},
     {"sets", "losses_vae", "language"},
     {"sampling", "generation"},

@@ -43,11 +43,9 @@ def test_actions_are_those_of_the_step_in_the_controllers_units(policy, pictures
         latents = vae.encode_frames(to_unit(views))
         cache = sampling.start(model, tokenize("push the cube", SMALL.text.tokens, SMALL.text.vocabulary)[None])
         key, now = jax.random.split(jax.random.key(5))
-        cache, _, z = sampling.step(model, cache, latents[:1], jnp.zeros((1, 4, 7)))
-        first = sampling.decode_actions(model, z, now)
+        cache, first, *_ = sampling.act(model, cache, latents[:1], jnp.zeros((1, 4, 7)), now[None])
         _, now = jax.random.split(key)
-        _, _, z = sampling.step(model, cache, latents[1:2], first)
-        return first, sampling.decode_actions(model, z, now)
+        return first, sampling.act(model, cache, latents[1:2], first, now[None])[1]
 
     vae = Functional(lambda rngs: VAE(SMALL.vae, rngs=rngs)).bind(policy.params["vae"])
     wanted = by_hand(params, vae, crop(pictures[:2], SMALL.picture))

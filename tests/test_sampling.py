@@ -1,18 +1,41 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from par_jax import sampling
 from tests.model.conftest import SMALL, par, params  # noqa: F401
 
 
-def test_frames_and_actions_have_their_shapes_and_depend_on_key_and_condition(par, params):  # noqa: F811
+def test_frames_have_their_shape_and_depend_on_key_and_condition(par, params):  # noqa: F811
     model, m = par.bind(params), SMALL.model
     z_o = jax.random.normal(jax.random.key(0), (2, SMALL.frame_tokens, m.width))
-    z_a = jax.random.normal(jax.random.key(1), (2, m.chunk, m.width))
-    frame, same, other_key, other_z = (
-        sampling.decode_frame(model, z, jax.random.key(key)) for z, key in ((z_o, 0), (z_o, 0), (z_o, 1), (2 * z_o, 0))
+    keys, others = jax.random.split(jax.random.key(0)), jax.random.split(jax.random.key(1))
+    frame, same, other_key, other_z, alone = (
+        sampling.decode_frame(model, z, k)
+        for z, k in ((z_o, keys), (z_o, keys), (z_o, others), (2 * z_o, keys), (z_o[1:], keys[1:]))
     )
     assert frame.shape == (2, *SMALL.latent_size, SMALL.vae.latent_channels)
     assert jnp.all(frame == same) and not jnp.any(frame == other_key) and not jnp.any(frame == other_z)
-    actions = sampling.decode_actions(model, z_a, jax.random.key(0))
-    assert actions.shape == (2, m.chunk, m.action_dim)
+    np.testing.assert_allclose(frame[1:], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("robots", [1, 5])
+def test_a_robot_acts_as_it_would_alone(par, params, robots):  # noqa: F811
+    """Whatever robots act beside it, and however far they are: heads are vmapped over robots."""
+    m = SMALL.model
+    rng = np.random.default_rng(0)
+    act = jax.jit(lambda p, *a: sampling.act(par.bind(p), *a))
+    latents = jnp.asarray(rng.normal(size=(3, robots, *SMALL.latent_size, SMALL.vae.latent_channels)), jnp.float32)
+    text = jnp.asarray(rng.integers(0, 32, (robots, SMALL.text.tokens)), jnp.int32)
+    keys = jax.random.split(jax.random.key(7), robots)
+
+    def run(rows):
+        cache = sampling.start(par.bind(params), text[rows])
+        executed = jnp.zeros((len(text[rows]), m.chunk, m.action_dim))
+        for seen in latents:
+            cache, executed, ahead, _ = act(params, cache, seen[rows], executed, keys[rows])
+        assert ahead.shape == (len(text[rows]), 0, m.action_dim)
+        return executed
+
+    np.testing.assert_allclose(run(slice(None))[-1:], run(slice(robots - 1, robots)), rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 
 from par_jax import checkpoint
 from par_jax.errors import UserError
-from par_jax.train import decayed, make_train_step, schedule
+from par_jax.train import decayed, init_state, make_train_step, schedule
 from tests.toys import TOY, Trips, batches, first_state, loss, train
 
 
@@ -162,6 +162,68 @@ def test_loss_computes_in_the_asked_dtype_and_masters_stay_float32(dtype):
     assert metrics["loss"].dtype == jnp.float32
     floats = {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))}
     assert floats == {jnp.dtype("float32")}
+
+
+def steps(loss, config, state, count=3, **kwargs):
+    """`count` steps from `state`: its parameters afterwards, by name, and the last step's metrics."""
+    step, data = make_train_step(loss, config, **kwargs), batches()
+    for _ in range(count):
+        state, metrics = step(state, next(data))
+    return checkpoint.flatten((state.params, state.ema)), metrics
+
+
+def calm(params, batch, key):
+    """The toy's loss without its noise: a mean over rows."""
+    return loss(params, {**batch, "x": batch["x"]}, key, noise=0.0)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_batch_in_one(parts):
+    once, metrics = steps(calm, TOY, jax.jit(first_state)())
+    cut, others = steps(calm, dataclasses.replace(TOY, accumulate=parts), jax.jit(first_state)())
+    for name, value in (once | metrics).items():
+        np.testing.assert_allclose((cut | others)[name], value, atol=1e-6, err_msg=name)
+
+
+def test_parts_are_all_rows_and_draw_differently():
+    def spy(params, batch, key):
+        return params["a"] * jnp.mean(batch), {"rows": jnp.sum(batch), "draw": jax.random.uniform(key)}
+
+    config = dataclasses.replace(TOY, accumulate=2)
+    draws = set()
+    for seed in range(3):
+        state = jax.jit(lambda seed=seed: init_state({"a": jnp.ones(())}, config, seed))()
+        _, metrics = make_train_step(spy, config)(state, np.arange(4, dtype=np.float32))
+        assert metrics["rows"] == 3.0 and metrics["loss"] == 1.5 == metrics["gradient_norm"]
+        key = jax.random.fold_in(jax.random.key(seed), 0)
+        pair = jax.vmap(jax.random.uniform)(jax.random.split(key))
+        assert pair[0] != pair[1] and metrics["draw"] == pytest.approx(float(pair.mean()))
+        draws.add(float(metrics["draw"]))
+    assert len(draws) == 3
+
+
+def test_a_batch_that_does_not_divide_into_parts_is_a_sentence():
+    config = dataclasses.replace(TOY, accumulate=3)
+    with pytest.raises(UserError, match="a batch of 4 rows does not divide into 3 parts over 1 devices.*multiple of 3"):
+        make_train_step(loss, config)(jax.jit(first_state)(), next(batches()))
+
+
+def test_frozen_parameters_are_seen_and_not_trained():
+    """Training the last layer alone: of the first one there is no gradient, no moment and no average."""
+    whole = first_state().params
+    state = jax.jit(lambda: init_state({"out": whole["out"]}, TOY, 0))()
+    names = checkpoint.flatten(state).keys()
+    batch, key = jax.tree.map(jnp.asarray, next(batches())), jax.random.fold_in(jax.random.key(0), 0)
+    gradient = jax.grad(lambda out: loss({**whole, "out": out}, batch, key)[0])(whole["out"])["kernel"]
+    after, metrics = make_train_step(loss, TOY, frozen={"layers": whole["layers"]})(state, batch)
+    assert checkpoint.flatten(after).keys() == names and not any("layers" in name for name in names)
+    assert metrics["gradient_norm"] == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-5)
+
+
+def test_a_name_is_trained_or_frozen():
+    state = jax.jit(first_state)()
+    with pytest.raises(ValueError, match="both trained and frozen: out/kernel"):
+        make_train_step(loss, TOY, frozen={"out": {"kernel": np.zeros((8, 1), np.float32)}})(state, next(batches()))
 
 
 def test_gradient_is_clipped():

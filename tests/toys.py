@@ -23,8 +23,8 @@ def first_state() -> TrainState:
     return init_state(params, TOY, seed=0)
 
 
-def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-    x = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape, batch["x"].dtype)
+def loss(params: dict, batch: dict, key: jax.Array, noise: float = 0.1) -> tuple[jax.Array, dict]:
+    x = batch["x"] + noise * jax.random.normal(key, batch["x"].shape, batch["x"].dtype)
     hidden = jnp.tanh(x @ params["layers"][0]["kernel"] + params["layers"][0]["bias"])
     error = jnp.mean((hidden @ params["out"]["kernel"] - batch["y"]) ** 2)
     return error, {"half": error.astype(jnp.float32) / 2}

@@ -23,6 +23,7 @@ class Windows:
       chunk: L, actions a package, and control steps between frames.
       rest: [A] or None: the action that holds the robot still after an episode's end, scaled; None where
         repeating the last action does so (position targets).
+      lookahead: M, chunks that a package predicts.
     """
 
     latents: np.ndarray
@@ -31,6 +32,7 @@ class Windows:
     packages: int
     chunk: int
     rest: np.ndarray | None = None
+    lookahead: int = 1
     _first: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class Windows:
         actions, first = self.actions[episode], self._first[episode]
         length, n, chunk = len(actions), self.packages, self.chunk
         frames = np.minimum(start + chunk * np.arange(n + 1), length)
-        steps = start + chunk * (np.arange(n + 1)[:, None] - 1) + np.arange(chunk)
+        steps = start + chunk * (np.arange(n + self.lookahead)[:, None] - 1) + np.arange(chunk)
         taken = actions[np.clip(steps, 0, length - 1)]
         if self.rest is not None:
             taken = np.where((steps >= length)[..., None], self.rest, taken)
@@ -67,7 +69,7 @@ class Windows:
             "actions": taken.astype(np.float32),
             "has_past": np.asarray(start >= chunk),
             "valid": valid,
-            "frame_valid": valid[:, 0],
+            "frame_valid": valid[:n, 0],
             "text": self.text,
         }
 

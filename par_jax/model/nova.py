@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from par_jax.config import NovaConfig
-from par_jax.model.detokenizers import FrameHead
 from par_jax.model.frame_encoder import FrameEncoder
+from par_jax.model.frame_head import FrameHead
 from par_jax.model.text import TextProjector
 from par_jax.nn.attention import Block, attend
 from par_jax.nn.layers import LayerNorm, Projector, TimePosition, patchify

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from par_jax.config import Config
-from par_jax.model.detokenizers import ActionHead, FrameHead
+from par_jax.model.action_head import ActionDiT
+from par_jax.model.discriminative import Bins, Regression
+from par_jax.model.embedded import Embedded
 from par_jax.model.frame_encoder import FrameEncoder
+from par_jax.model.frame_head import FrameHead
 from par_jax.model.text import TextEmbed, TextProjector
 from par_jax.model.video_encoder import VideoEncoder
 from par_jax.nn.layers import Projector, TimePosition, patchify
@@ -28,6 +31,14 @@ class ActionTokenizer(nnx.Module):
         return jnp.where(known[..., None, None], tokens, self.begin[...].astype(actions.dtype))
 
 
+def make_action_head(config: Config, rngs: nnx.Rngs) -> ActionDiT | Regression | Bins:
+    """The action de-tokenizer that a configuration names."""
+    kind = config.model.action_head
+    if kind == "dit":
+        return ActionDiT(config.model, config.diffusion, rngs=rngs)
+    return {"mlp": Regression, "bins": Bins}[kind](config.model, rngs=rngs)
+
+
 class PAR(nnx.Module):
     """The physical autoregressive model (paper fig. 2). The frame VAE stands apart, frozen."""
 
@@ -46,19 +57,16 @@ class PAR(nnx.Module):
         self.patch_embed = nnx.Linear(m.video_patch**2 * config.vae.latent_channels, m.width, rngs=rngs)
         self.video_position = TimePosition(m.width, rngs=rngs) if m.positions == "absolute" else None
         self.action_tokenizer = ActionTokenizer(m.action_dim, m.chunk, m.action_tokenizer_width, m.width, rngs=rngs)
-        self.video_encoder = VideoEncoder(m, grid, config.text.tokens, rngs=rngs)
-        rotary = m.positions == "rotary"
-        self.frame_encoder = FrameEncoder(frame_grid, token_dim, m.width, m.heads, m.frame_depth, rotary, rngs=rngs)
-        self.frame_head = FrameHead(token_dim, m.width, m.frame_head_width, m.frame_head_depth, rngs=rngs)
-        self.action_head = ActionHead(
-            m.action_dim,
-            m.chunk,
-            m.width,
-            m.action_head_width,
-            m.action_head_depth,
-            m.action_head_heads,
-            rngs=rngs,
-        )
+        self.video_encoder: VideoEncoder | Embedded
+        if m.transformer:
+            self.video_encoder = VideoEncoder(m, grid, config.text.tokens, rngs=rngs)
+        else:
+            self.video_encoder = Embedded(m, grid, config.text.tokens)
+        if m.predict_frames:
+            rotary = m.positions == "rotary"
+            self.frame_encoder = FrameEncoder(frame_grid, token_dim, m.width, m.heads, m.frame_depth, rotary, rngs=rngs)
+            self.frame_head = FrameHead(token_dim, m.width, m.frame_head_width, m.frame_head_depth, rngs=rngs)
+        self.action_head = make_action_head(config, rngs)
 
     def physical_tokens(self, latents: jax.Array, actions: jax.Array, known: jax.Array, time: jax.Array) -> jax.Array:
         """Frames and chunks to packages (paper section 4.2.1).
@@ -73,6 +81,8 @@ class PAR(nnx.Module):
           [..., K_package, E].
         """
         m = self.config.model
+        if m.context == 1:  # every package stands alone, as an episode's first
+            known = jnp.zeros_like(known)
         frame = self.patch_embed(patchify(latents, m.video_patch))
         if m.positions != "rotary":
             frame = frame + jnp.asarray(sincos_2d(*self.video_encoder.grid, frame.shape[-1]), frame.dtype)
@@ -82,7 +92,7 @@ class PAR(nnx.Module):
         return jnp.concatenate([frame, self.action_tokenizer(actions, known)], axis=-2)
 
     def split(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """A package's outputs to Z_O [..., K_o, E] and Z_A [..., L, E]."""
+        """A package's outputs to Z_O [..., K_o, E] and Z_A [..., K, E]; K = L, or more without a transformer."""
         frame = self.video_encoder.frame_tokens
         return z[..., :frame, :], z[..., frame:, :]
 
@@ -108,7 +118,7 @@ class PAR(nnx.Module):
           silent: [B] bool, videos without actions: no frame token sees an action token.
 
         Returns:
-          Z_O [B, N, K_o, E] and Z_A [B, N, L, E], which condition O_1 .. O_N and A_1 .. A_N.
+          Z_O [B, N, K_o, E] and Z_A [B, N, K, E], which condition O_1 .. O_N and the chunks from A_1 .. A_N on.
         """
         packages = self.physical_tokens(latents, actions, known, time)
         return self.split(self.video_encoder(self.text_embed(text), packages, time, alone, silent))

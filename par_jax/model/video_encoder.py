@@ -96,7 +96,8 @@ class VideoEncoder(nnx.Module):
         b = text.shape[0]
         shape = (c.video_depth, b, c.context, self.package_tokens, c.heads, c.width // c.heads)
         empty = jnp.zeros(shape, text_k.dtype)
-        return KVCache(text_k, text_v, empty, jnp.zeros_like(empty), jnp.zeros(b, jnp.int32))
+        ahead = jnp.zeros((b, (c.lookahead - 1) * c.chunk, c.action_dim), jnp.float32)
+        return KVCache(text_k, text_v, empty, jnp.zeros_like(empty), jnp.zeros(b, jnp.int32), ahead)
 
     def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array]:
         """One package through all layers, seeing what the cache holds.

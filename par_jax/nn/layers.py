@@ -21,6 +21,14 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x).astype(x.dtype)
 
 
+def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """Adaptive layer norm: x normalised, then scaled by 1 + scale and shifted."""
+    y = x.astype(jnp.float32)
+    mean, var = jnp.mean(y, axis=-1, keepdims=True), jnp.var(y, axis=-1, keepdims=True)
+    normed = ((y - mean) * jax.lax.rsqrt(var + 1e-6)).astype(x.dtype)
+    return normed * (1 + scale) + shift
+
+
 class MLP(nnx.Module):
     """Two linear layers with an exact GELU between them, four times as wide inside."""
 

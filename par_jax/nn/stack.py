@@ -9,16 +9,30 @@ from typing import Any
 import jax
 from flax import nnx
 
+# What the backward pass finds of a block, by the name of what it computes again (`TrainConfig.remat`). "dots" keeps
+# the products with weights; attention's own, which grow with the square of the tokens, are computed again.
+KEPT: dict[str, Callable[..., bool]] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 
 class Stack(nnx.Module):
     """`depth` blocks of one kind.
 
     Args:
       make: builds one block from random number generators.
+      remat: name in `KEPT`, of every `scan`.
+
+    Raises:
+      ValueError: an unknown `remat`.
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs):
-        self.depth = depth
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: str = "none", rngs: nnx.Rngs):
+        if remat not in KEPT:
+            raise ValueError(f"unknown remat {remat!r}: choose one of {', '.join(KEPT)}")
+        self.depth, self.remat = depth, remat
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
         keys = jax.random.split(rngs.params(), depth)
         self.blocks = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
@@ -36,13 +50,11 @@ class Stack(nnx.Module):
         *,
         start: int = 0,
         stop: int | None = None,
-        remat: bool = False,
     ) -> tuple[Any, Any]:
         """Runs layers `start` .. `stop`: `body(block, carry, inputs) -> (carry, outputs)`.
 
         Args:
           per_layer: pytree with a leading axis of `stop - start`, sliced layer by layer.
-          remat: recompute each block in the backward pass instead of keeping its activations.
 
         Returns:
           The last carry, and the outputs stacked along a new leading axis.
@@ -53,4 +65,7 @@ class Stack(nnx.Module):
         def one(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
             return body(nnx.merge(graphdef, inputs[0]), carry, inputs[1])
 
-        return jax.lax.scan(jax.checkpoint(one) if remat else one, carry, (part, per_layer))
+        if self.remat != "none":
+            # A scan's iterations cannot be merged, so nothing need stand in the way of merging.
+            one = jax.checkpoint(one, policy=KEPT[self.remat], prevent_cse=False)
+        return jax.lax.scan(one, carry, (part, per_layer))

@@ -1,13 +1,14 @@
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from par_jax.nn.attention import Block
 from par_jax.nn.stack import Stack
 
 
-def _stack():
-    return Stack(lambda rngs: Block(8, 2, rngs=rngs), 3, rngs=nnx.Rngs(0))
+def _stack(remat="none"):
+    return Stack(lambda rngs: Block(8, 2, rngs=rngs), 3, remat=remat, rngs=nnx.Rngs(0))
 
 
 def _run(stack, x, **kwargs):
@@ -32,9 +33,23 @@ def test_blocks_start_different_and_halves_make_a_whole():
     np.testing.assert_allclose(halves, _run(stack, x), rtol=1e-5, atol=1e-5)
 
 
-def test_remat_changes_nothing():
-    stack, x = _stack(), jax.random.normal(jax.random.key(0), (2, 5, 8))
-    plain, remat = (
-        jax.grad(lambda x, remat=remat: (_run(stack, x, remat=remat) ** 2).sum())(x) for remat in (False, True)
-    )
-    np.testing.assert_allclose(plain, remat, rtol=1e-4, atol=1e-5)
+def test_remat_changes_nothing_but_what_is_kept():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    kept, gradients = {}, {}
+    for remat in ("none", "dots", "full"):
+        graphdef, state = nnx.split(_stack(remat))
+
+        def loss(state, x, graphdef=graphdef):
+            return (_run(nnx.merge(graphdef, state), x) ** 2).mean()
+
+        residuals = jax.tree.leaves(jax.eval_shape(lambda state, x, loss=loss: jax.vjp(loss, state, x)[1], state, x))
+        kept[remat] = sum(leaf.size * leaf.dtype.itemsize for leaf in residuals)
+        gradients[remat] = jax.grad(loss, argnums=(0, 1))(state, x)
+        for ours, plain in zip(*(jax.tree.leaves(gradients[name]) for name in (remat, "none")), strict=True):
+            np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+    assert kept["full"] < kept["dots"] < kept["none"]
+
+
+def test_an_unknown_remat_is_refused():
+    with pytest.raises(ValueError, match="unknown remat 'half': choose one of none, full, dots"):
+        _stack("half")

@@ -1,0 +1,129 @@
+"""Action-DiT: the diffusion head that turns Z_A into actions (paper section 4.2.3, fig. 2 right)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from par_jax.config import DiffusionConfig, ModelConfig
+from par_jax.diffusion import SCHEDULES
+from par_jax.nn.attention import Attention, attend
+from par_jax.nn.layers import MLP, TimeEmbed, modulate
+from par_jax.nn.stack import Stack
+from par_jax.types import Ahead
+
+
+class ActionBlock(nnx.Module):
+    """A DiT block: self-attention among the actions, cross-attention to the conditions, MLP.
+
+    The time embedding modulates each branch (adaLN); zero gates make the block start as the identity.
+    """
+
+    def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros
+        self.modulation = nnx.Linear(dim, 9 * dim, kernel_init=zeros, rngs=rngs)
+        self.attn = Attention(dim, heads, rngs=rngs)
+        self.cross_q = nnx.Linear(dim, dim, rngs=rngs)
+        self.cross_kv = nnx.Linear(dim, 2 * dim, rngs=rngs)
+        self.cross_proj = nnx.Linear(dim, dim, rngs=rngs)
+        self.mlp = MLP(dim, rngs=rngs)
+        self.heads = heads
+
+    def keys_values(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Conditions [R, K, E] to what the cross-attention sees: [R, K, H, D] each."""
+        kv = self.cross_kv(z).reshape(*z.shape[:-1], 2, self.heads, -1)
+        return kv[..., 0, :, :], kv[..., 1, :, :]
+
+    def __call__(self, x: jax.Array, t: jax.Array, kv: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """x [R, S, E], t [R or 1, 1, E], kv as `keys_values` gives them -> [R, S, E]."""
+        s = jnp.split(self.modulation(jax.nn.silu(t)), 9, axis=-1)
+        x = x + s[2] * self.attn.merge(attend(*self.attn.project(modulate(x, s[0], s[1]))))
+        q = self.cross_q(modulate(x, s[3], s[4])).reshape(*x.shape[:-1], self.heads, -1)
+        x = x + s[5] * self.cross_proj(attend(q, *kv).reshape(x.shape))
+        return x + s[8] * self.mlp(modulate(x, s[6], s[7]))
+
+
+class ActionDiT(nnx.Module):
+    """Denoises the S = M * L actions of M chunks together.
+
+    It cross-attends to Z_A and, where M > 1, to the look-ahead: what the step before expected of these chunks
+    (PhysGen's L-MTP). The look-ahead takes no room in the transformer's sequence, whose length is the paper's.
+    """
+
+    def __init__(self, config: ModelConfig, diffusion: DiffusionConfig, *, rngs: nnx.Rngs):
+        zeros, small = nnx.initializers.zeros, nnx.initializers.normal(0.02)
+        width, actions = config.action_head_width, config.lookahead * config.chunk
+        self.diffusion, self.shape = diffusion, (actions, config.action_dim)
+        self.embed = nnx.Linear(config.action_dim, width, rngs=rngs)
+        self.position = nnx.Param(small(rngs.params(), (actions, width)))
+        self.time_embed = TimeEmbed(width, rngs=rngs)
+        self.condition_proj = nnx.Linear(config.width, width, rngs=rngs)
+        blocks = config.action_head_depth
+        self.stack = Stack(lambda r: ActionBlock(width, config.action_head_heads, rngs=r), blocks, rngs=rngs)
+        self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
+        self.head = nnx.Linear(width, config.action_dim, kernel_init=zeros, rngs=rngs)
+        self.looks_ahead = config.lookahead > 1
+        if self.looks_ahead:
+            ahead = (actions - config.chunk, width)
+            self.ahead_embed = nnx.Linear(config.action_dim, width, rngs=rngs)
+            self.ahead_position = nnx.Param(small(rngs.params(), ahead))
+            self.ahead_unknown = nnx.Param(small(rngs.params(), ahead))
+
+    def condition(self, z: jax.Array, ahead: Ahead) -> tuple[jax.Array, jax.Array]:
+        """What all denoising steps share: keys and values of each block, [Y, R, K, H, D].
+
+        Args:
+          z: [R, K, cond_dim] conditions Z_A.
+          ahead: of R robots.
+        """
+        c = self.condition_proj(z)
+        if self.looks_ahead:
+            tokens = self.ahead_embed(ahead.actions.astype(z.dtype)) + self.ahead_position[...].astype(z.dtype)
+            unknown = self.ahead_unknown[...].astype(z.dtype)
+            c = jnp.concatenate([c, jnp.where(ahead.known[:, None, None], tokens, unknown)], axis=1)
+        return self.stack.scan(lambda block, _, __: (None, block.keys_values(c)), None)[1]
+
+    def __call__(self, x: jax.Array, t: jax.Array, condition: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Predicts the diffusion target.
+
+        Args:
+          x: [R, S, A] noisy actions.
+          t: [R or 1] float32 timesteps in 0 .. 1000.
+          condition: as `condition` gives it.
+
+        Returns:
+          [R, S, A].
+        """
+        t = self.time_embed(t, x.dtype)[:, None, :]
+        x = self.embed(x) + self.position[...].astype(x.dtype)
+        x, _ = self.stack.scan(lambda block, x, kv: (block(x, t, kv), None), x, condition)
+        scale, shift = jnp.split(self.modulation(jax.nn.silu(t)), 2, axis=-1)
+        return self.head(modulate(x, scale, shift))
+
+    def errors(self, actions: jax.Array, z: jax.Array, ahead: Ahead, key: jax.Array) -> jax.Array:
+        """The diffusion loss, with `draws` times each (paper section 4.3): [R, S, A] targets -> [R, S] float32."""
+        schedule = SCHEDULES[self.diffusion.schedule]
+        condition = self.condition(z, ahead)
+
+        def one(key: jax.Array) -> jax.Array:
+            t_key, noise_key = jax.random.split(key)
+            t = schedule.draw(t_key, actions.shape[:1])
+            noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
+            out = self(schedule.noised(actions, noise, t), schedule.timestep(t), condition)
+            wrong = out.astype(jnp.float32) - schedule.target(actions, noise).astype(jnp.float32)
+            return jnp.mean(wrong**2, axis=-1)
+
+        return jnp.mean(jax.vmap(one)(jax.random.split(key, self.diffusion.draws)), axis=0)
+
+    def sample(self, z: jax.Array, ahead: Ahead, keys: jax.Array, steps: int | None = None) -> jax.Array:
+        """Draws actions: Z_A [R, K, cond_dim] -> [R, S, A].
+
+        Args:
+          keys: [R], one a robot, so that what a robot does depends on its own key alone.
+          steps: of denoising; the configuration's by default.
+        """
+        chain = SCHEDULES[self.diffusion.chosen].chain(steps or self.diffusion.action_steps)
+        # The chain's start, and each step's noise; samplers without noise of their own leave the rest undrawn.
+        count = 1 + len(chain) * bool(chain.spread.any())
+        noise = jax.vmap(lambda key: jax.random.normal(key, (count, *self.shape), z.dtype), out_axes=1)(keys)
+        condition = self.condition(z, ahead)
+        return chain.run(lambda x, t: self(x, t[None], condition), noise[0], noise[1:])
