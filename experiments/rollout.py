@@ -149,7 +149,7 @@ def adjusted(config: Config) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
 
 
-def _pool(task: str, meta: dict[str, Any], max_steps: int, workers: int) -> Any:
+def _pool(task: str, meta: dict[str, Any], cameras: tuple[str, ...], max_steps: int, workers: int) -> Any:
     """Simulator processes; Vulkan is checked here first, where its message can be read."""
     from par_jax.sim import vulkan
     from par_jax.sim.workers import EnvPool
@@ -160,6 +160,7 @@ def _pool(task: str, meta: dict[str, Any], max_steps: int, workers: int) -> Any:
         task=task,
         control_mode=meta["dataset"]["control_mode"],
         picture_size=tuple(meta["dataset"]["picture_size"]),
+        cameras=cameras,
         max_steps=max_steps,
     )
 
@@ -173,6 +174,7 @@ def _settings(policy: Policy, task: str, protocol: Protocol, max_steps: int, met
         "max_steps": max_steps,
         "control_mode": meta["dataset"]["control_mode"],
         "picture_size": list(meta["dataset"]["picture_size"]),
+        "cameras": list(policy.config.picture.cameras),
         "checkpoint": {
             "preset": meta["config"]["name"],
             "step": policy.step,
@@ -206,7 +208,7 @@ def main() -> None:
         results = Results(out, settings, FLAGS.overwrite)
         if missing := results.missing(trials):
             workers = min(FLAGS.workers, len(missing))
-            with _pool(FLAGS.task, meta, max_steps, workers) as pool:
+            with _pool(FLAGS.task, meta, policy.config.picture.cameras, max_steps, workers) as pool:
                 robots = [_Pooled(pool, i) for i in range(workers)]
                 runner = Runner(policy, meta["instruction"], max_steps)
                 roll_out(runner, robots, trials, trials[: FLAGS.videos], results, FLAGS.task)

@@ -58,10 +58,11 @@ class Run:
         """The demonstrations.
 
         Raises:
-          UserError: they are missing, damaged, or of another task or picture size.
+          UserError: they are missing, damaged, or of another task, picture size or cameras.
         """
         get_task(self.task)
-        return Episodes(self.data, task=self.task, picture_size=self.config.picture.size)
+        picture = self.config.picture
+        return Episodes(self.data, task=self.task, picture_size=picture.size, cameras=picture.cameras)
 
     def meta(self, stage: str, episodes: Episodes) -> dict:
         """What `config.json` holds: all that the run's numbers depend on."""
