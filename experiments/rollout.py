@@ -144,7 +144,7 @@ def adjusted(config: Config) -> Config:
     Raises:
       UserError: the sampler is not one of what the model was trained for.
     """
-    config = sampled(config)
+    config = sampled(config, FLAGS)
     dtype = FLAGS.dtype or config.train.dtype
     return dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
 

@@ -17,7 +17,7 @@ _LAYERS = (
     {"data", "results", "sharding", "pretrained", "initialise", "lora", "schedulers", "guidance"},
     {"model", "sim", "rollout"},
     {"sets", "losses_vae", "language"},
-    {"sampling", "generation"},
+    {"sampling", "generation", "arithmetic"},
     {"losses"},
     {"train"},
     {"runs", "policy", "costs"},
