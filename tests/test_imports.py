@@ -21,7 +21,7 @@ _LAYERS = (
     {"losses"},
     {"train"},
     {"runs", "policy", "costs"},
-    {"beginning"},
+    {"beginning", "export"},
     {"stages"},
     {"experiments"},
     {"convert"},
