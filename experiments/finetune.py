@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 
 from experiments.app import run
-from par_jax.config import PRESETS, Config, TrainConfig
+from experiments.model_flags import define_model_flags, preset
+from par_jax.config import Config, TrainConfig
 from par_jax.errors import UserError
 from par_jax.tasks import get_task
 
 if TYPE_CHECKING:
-    from par_jax.stages import Run
+    from par_jax.runs import Run
     from par_jax.train import Result
 
 FLAGS = flags.FLAGS
@@ -30,11 +31,11 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_string("task", None, "pushcube, pickcube or stackcube.")
-    flags.DEFINE_string("preset", "tiny", f"One of {', '.join(PRESETS)}.")
+    define_model_flags()
     flags.DEFINE_string("data", None, "Demonstrations, as experiments.collect writes them; data/<task> by default.")
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<task> by default.")
     flags.DEFINE_string("stage", "policy", "policy, or vae: the frame VAE alone, into workdir/vae.")
-    flags.DEFINE_string("init", None, "A converted NOVA checkpoint to begin with; its VAE and text encoder are used.")
+    flags.DEFINE_string("init", None, "A converted NOVA checkpoint, or a run, to begin with; its frame VAE is used.")
     flags.DEFINE_string("vae", None, "Folder of a trained VAE to use; workdir/vae by default.")
     flags.DEFINE_integer("steps", None, "Steps of the stage; the preset's by default.", lower_bound=1)
     flags.DEFINE_integer("vae_steps", None, "Steps of a VAE trained on the way to a policy.", lower_bound=1)
@@ -67,15 +68,15 @@ def configuration() -> Config:
     """The preset with the flags' changes to the stage that is asked for.
 
     Raises:
-      UserError: an unknown preset, stage or dtype.
+      UserError: an unknown name, or flags that do not go together.
     """
-    if FLAGS.preset not in PRESETS:
-        raise UserError(f"unknown preset {FLAGS.preset!r}: choose one of {', '.join(PRESETS)}")
     if FLAGS.stage not in ("policy", "vae"):
         raise UserError(f"unknown stage {FLAGS.stage!r}: choose policy or vae")
     if FLAGS.dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"unknown dtype {FLAGS.dtype!r}: choose float32 or bfloat16")
-    config = PRESETS[FLAGS.preset]
+    config = preset(FLAGS)
+    if config.lora.rank and FLAGS.init is None:
+        raise UserError("LoRA adapts weights that are there: give --init, or --lora_rank=0 to train all weights")
     if config.text.kind == "phi" and FLAGS.init is None:
         raise UserError(
             f"preset {config.name!r} begins with converted NOVA: give --init a folder that convert/nova_to_flax.py made"
@@ -115,12 +116,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
 
     from experiments import devices  # jax is slow to import: mistakes in the flags are told before
-    from par_jax import stages
+    from par_jax.runs import Run
 
     devices.choose(FLAGS.device)
 
     workdir = Path(FLAGS.workdir or f"runs/{FLAGS.task}")
-    wanted = stages.Run(
+    wanted = Run(
         task=FLAGS.task,
         config=config,
         data=Path(FLAGS.data or f"data/{FLAGS.task}"),
@@ -146,18 +147,18 @@ def main() -> None:
 
 def train(wanted: "Run") -> None:
     """Trains the stage that is asked for, and the frame VAE before it where there is none."""
-    from par_jax import stages
+    from par_jax import beginning, runs, stages
 
     vae = dataclasses.replace(wanted, workdir=wanted.workdir / "vae")
     if wanted.init is not None:
-        end(stages.train_policy(stages.adopt_nova(wanted)), wanted.workdir)
+        end(stages.train_policy(beginning.adopt(wanted)), wanted.workdir)
         return
     if FLAGS.stage == "vae":
         end(stages.train_vae(vae), vae.workdir)
         return
     if FLAGS.vae is not None and Path(FLAGS.vae).resolve() != vae.workdir.resolve():
-        stages.adopt_vae(Path(FLAGS.vae), vae.workdir)
-    if not stages.is_trained(vae.workdir):
+        runs.adopt_vae(Path(FLAGS.vae), vae.workdir)
+    if not runs.is_trained(vae.workdir):
         print(f"{vae.workdir} holds no trained frame VAE: training one first", flush=True)
         end(stages.train_vae(vae), vae.workdir)
     end(stages.train_policy(wanted), wanted.workdir)

@@ -339,8 +339,8 @@ def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = Non
       preset: refuse a run of another preset.
 
     Returns:
-      (config, meta, params): the `Config`; the whole `config.json` with `step` added; nested dicts of float32
-      numpy arrays, as `flax.nnx.merge` takes them.
+      (config, meta, params): the `Config`; the whole `config.json` with `step` added; nested dicts of numpy arrays,
+      as `flax.nnx.merge` takes them: float32, and what adapters leave frozen in the type of its training.
 
     Raises:
       UserError: there is no checkpoint, every one is damaged, or it is of another preset or program version.
@@ -359,4 +359,9 @@ def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = Non
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: let its training run reach its first one")
     step, arrays, _ = found
+    if meta["stage"] == "policy" and config.lora.rank:
+        frozen = _latest(workdir.absolute() / "base" / "checkpoints", "ema/")
+        if frozen is None:
+            raise UserError(f"{workdir}/base is missing: it holds the frozen weights that the adapters belong to")
+        arrays |= {name.replace("ema/", f"{kind}/", 1): array for name, array in frozen[1].items()}
     return config, {**meta, "step": step}, nest(arrays)[kind]

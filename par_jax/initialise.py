@@ -1,4 +1,4 @@
-"""PAR's parameters from converted NOVA (paper section 4.2): each pretrained tensor lands by its name."""
+"""PAR's parameters from trained ones, NOVA's (paper section 4.2) or an earlier run's: each lands by its name."""
 
 import dataclasses
 from typing import Any
@@ -11,6 +11,8 @@ from par_jax.errors import UserError
 
 # What PAR has no place for: it predicts from a first frame that is there, at a robot's own pace.
 UNUSED = ("begin", "motion_embed", "mixer")
+# What an ablation may lack as a whole.
+OPTIONAL = ("video_encoder", "video_position", "frame_encoder", "frame_head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +20,9 @@ class Report:
     """Names of arrays, the parts joined with `/`.
 
     Attributes:
-      taken: filled from NOVA.
-      new: PAR's own, freshly drawn.
-      unused: NOVA's, which PAR has no place for.
+      taken: filled from what was given.
+      new: freshly drawn.
+      unused: given, without a place in the model.
     """
 
     taken: list[str]
@@ -56,36 +58,38 @@ def fit(config: Config, nova: NovaConfig) -> Config:
     return dataclasses.replace(config, model=model, text=text)
 
 
-def from_nova(fresh: Any, nova: Any) -> tuple[dict, Report]:
-    """Replaces what NOVA has.
+def take(fresh: Any, given: Any) -> tuple[dict, Report]:
+    """Replaces what is given.
 
     Args:
       fresh: PAR's parameters as drawn, nested dicts of arrays.
-      nova: NOVA's, as `par_jax.pretrained.load` gives them.
+      given: NOVA's, as `par_jax.pretrained.load` gives them, or an earlier run's.
 
     Returns:
       PAR's parameters in the type of `fresh`, and what came from where.
 
     Raises:
-      UserError: a tensor of NOVA has another shape than PAR's of the same name, or has no place though it should.
+      UserError: a given array has another shape than PAR's of the same name, or has no place though it should.
     """
-    ours, theirs = flatten(fresh), flatten(nova)
+    ours, theirs = flatten(fresh), flatten(given)
+    parts = {name.split("/")[0] for name in ours}
+    dropped = {*UNUSED, *(set(OPTIONAL) - parts)}
     wrong = [
         f"{name}: {tuple(theirs[name].shape)} != {tuple(ours[name].shape)}"
         for name in theirs
         if name in ours and theirs[name].shape != ours[name].shape
     ]
     unused = [name for name in theirs if name not in ours]
-    wrong += [f"{name}: PAR has no such part" for name in unused if name.split("/")[0] not in UNUSED]
+    wrong += [f"{name}: PAR has no such part" for name in unused if name.split("/")[0] not in dropped]
     if wrong:
-        raise UserError(f"the NOVA checkpoint does not fit the preset (NOVA's != PAR's): {'; '.join(wrong[:5])}")
+        raise UserError(f"the weights to begin with do not fit the model (theirs != its): {'; '.join(wrong[:5])}")
     made = {name: np.asarray(theirs[name], leaf.dtype) if name in theirs else leaf for name, leaf in ours.items()}
     taken = [name for name in ours if name in theirs]
     return nest(made), Report(taken, [name for name in ours if name not in theirs], unused)
 
 
 def summary(params: Any, report: Report) -> str:
-    """Two lines for people: parameters taken from NOVA, and what is new."""
+    """A line for people: how many parameters were taken, and what is new."""
     leaves = flatten(params)
 
     def millions(names: list[str]) -> float:
@@ -93,6 +97,6 @@ def summary(params: Any, report: Report) -> str:
 
     parts = sorted({name.split("/")[0] for name in report.new})
     return (
-        f"{len(report.taken)} arrays, {millions(report.taken):.1f}M parameters, come from NOVA; "
+        f"{len(report.taken)} arrays, {millions(report.taken):.1f}M parameters, come from the checkpoint; "
         f"new are {', '.join(parts)}: {millions(report.new):.1f}M"
     )

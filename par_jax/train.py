@@ -222,11 +222,12 @@ def fit(
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     eval_every: int = 500,
     keep: int = 3,
+    shapes: TrainState | None = None,
 ) -> Result:
     """Trains up to `steps`, from the last whole checkpoint in `workdir` if there is one.
 
     Args:
-      first_state: draws a new run's state, jitted; also tells the shapes that a checkpoint must have.
+      first_state: draws a new run's state.
       train_step: as `make_train_step` makes it.
       data: gives batches and its position.
       workdir: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
@@ -236,13 +237,14 @@ def fit(
       evaluate: state -> metrics, every `eval_every` steps and after the last one.
       eval_every: see `evaluate`.
       keep: checkpoints kept.
+      shapes: of the state that a checkpoint must hold; those of `first_state`, which must be jitted then, by default.
 
     Raises:
       UserError: the loss is not finite, the disk is full, or the checkpoints are damaged or of another model.
     """
     with locked(workdir), contextlib.closing(Checkpoints(workdir, keep)) as checkpoints:
         step, sums, count = 0, {}, 0
-        restored = checkpoints.restore(jax.eval_shape(first_state))
+        restored = checkpoints.restore(jax.eval_shape(first_state) if shapes is None else shapes)
         if restored is None:
             state = first_state()
         else:

@@ -10,12 +10,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from convert.nova_to_flax import convert
 from convert.published import PRESETS as PUBLISHED
 from convert.random_nova import write_random
-from par_jax import language, pretrained, stages
+from par_jax import beginning, language, pretrained, stages
 from par_jax.checkpoint import flatten, load_params
 from par_jax.config import PRESETS, PictureConfig
 from par_jax.errors import UserError
 from par_jax.model import frame_encoder
 from par_jax.policy import Policy
+from par_jax.runs import Run
 from par_jax.tasks import get_task
 from tests.demos import make_demos
 
@@ -47,14 +48,14 @@ def run(nova, tmp_path_factory):
         diffusion=dataclasses.replace(par.diffusion, draws=1, action_steps=2, frame_sets=2, frame_steps=2),
     )
     data = make_demos(base / "data", size=SIZE)
-    return stages.Run("pushcube", config, data, base / "run", init=nova, log_every=1)
+    return Run("pushcube", config, data, base / "run", init=nova, log_every=1)
 
 
 @pytest.mark.usefixtures("hasty")
 def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys, monkeypatch):
     monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
-    stages.train_policy(stages.adopt_nova(run))
-    assert "parameters, come from NOVA; new are action_head, action_tokenizer" in capsys.readouterr().out
+    stages.train_policy(beginning.adopt(run))
+    assert "parameters, come from the checkpoint; new are action_head, action_tokenizer" in capsys.readouterr().out
     config, meta, params = load_params(run.workdir)
     assert config.vae == pretrained.read_config(nova).vae and meta["init"] == str(nova)
     ours, theirs = flatten(params), flatten(pretrained.load(nova, "transformer"))
@@ -80,7 +81,7 @@ def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys, monkey
 def test_pictures_of_another_size_are_refused(run):
     wide = dataclasses.replace(run.config, picture=PictureConfig(size=(32, 96), crop=(32, 96)))
     with pytest.raises(UserError, match="sees pictures of 32 x 64 pixels"):
-        stages.adopt_nova(dataclasses.replace(run, config=wide))
+        beginning.adopt(dataclasses.replace(run, config=wide))
 
 
 def test_a_missing_instruction_is_told(tmp_path):

@@ -49,7 +49,7 @@ def test_videos_without_actions_come_out_as_novas(rotary):
     nova = Functional(lambda rngs: NOVA(config, rngs=rngs))
     par = Functional(lambda rngs: PAR(_config(config), rngs=rngs))
     pretrained = random_params(nova)
-    params, report = initialise.from_nova(random_params(par, seed=1), pretrained)
+    params, report = initialise.take(random_params(par, seed=1), pretrained)
     assert {name.split("/")[0] for name in report.new} == {"action_head", "action_tokenizer"}
     assert {name.split("/")[0] for name in report.unused} == {"begin", "motion_embed"}
 
@@ -98,10 +98,10 @@ def test_another_shape_is_told():
     pretrained = random_params(nova)
     pretrained["patch_embed"]["bias"] = pretrained["patch_embed"]["bias"][:-1]
     with pytest.raises(UserError, match=r"patch_embed/bias: \(47,\) != \(48,\)"):
-        initialise.from_nova(random_params(par), pretrained)
+        initialise.take(random_params(par), pretrained)
     pretrained = random_params(nova) | {"later": jnp.zeros(2)}
     with pytest.raises(UserError, match="later: PAR has no such part"):
-        initialise.from_nova(random_params(par), pretrained)
+        initialise.take(random_params(par), pretrained)
 
 
 def test_other_pictures_are_told():

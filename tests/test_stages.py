@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from par_jax import stages
+from par_jax import runs, stages
 from par_jax.checkpoint import Checkpoints, load_params, write_json
 from par_jax.config import to_dict
 from par_jax.data.episodes import Episodes
@@ -15,8 +15,9 @@ from par_jax.losses import policy_loss
 from par_jax.model.par import PAR
 from par_jax.model.text import tokenize
 from par_jax.nn.functional import Functional
+from par_jax.runs import Run
 from par_jax.train import make_train_step
-from tests.demos import SMALL, make_demos
+from tests.demos import SMALL, TWO_CAMERAS, make_demos
 
 
 def make_vae(folder, value, complete=True, stage="vae"):
@@ -31,24 +32,24 @@ def make_vae(folder, value, complete=True, stage="vae"):
 
 def test_an_adopted_vae_is_all_there(tmp_path):
     source, target = make_vae(tmp_path / "source", 1.0), tmp_path / "run" / "vae"
-    stages.adopt_vae(source, target)
-    stages.adopt_vae(source, target)
-    assert stages.is_trained(target)
+    runs.adopt_vae(source, target)
+    runs.adopt_vae(source, target)
+    assert runs.is_trained(target)
     config, meta, params = load_params(target)
     assert (config, meta["step"], meta["stage"]) == (SMALL, 4, "vae")
     np.testing.assert_array_equal(params["kernel"], np.full(5, 1.0))
 
 
 def test_a_vae_is_not_swapped_under_a_policy(tmp_path):
-    stages.adopt_vae(make_vae(tmp_path / "first", 1.0), tmp_path / "vae")
+    runs.adopt_vae(make_vae(tmp_path / "first", 1.0), tmp_path / "vae")
     with pytest.raises(UserError, match="holds another VAE"):
-        stages.adopt_vae(make_vae(tmp_path / "second", 2.0), tmp_path / "vae")
+        runs.adopt_vae(make_vae(tmp_path / "second", 2.0), tmp_path / "vae")
 
 
 @pytest.mark.parametrize("wrong", [{"complete": False}, {"stage": "policy"}])
 def test_only_a_trained_vae_is_adopted(tmp_path, wrong):
     with pytest.raises(UserError, match="holds no trained VAE"):
-        stages.adopt_vae(make_vae(tmp_path / "source", 1.0, **wrong), tmp_path / "vae")
+        runs.adopt_vae(make_vae(tmp_path / "source", 1.0, **wrong), tmp_path / "vae")
 
 
 def test_a_vae_of_another_shape_is_refused(tmp_path):
@@ -56,17 +57,25 @@ def test_a_vae_of_another_shape_is_refused(tmp_path):
     make_vae(tmp_path / "run" / "vae", 1.0)
     wider = dataclasses.replace(SMALL, vae=dataclasses.replace(SMALL.vae, latent_channels=16))
     with pytest.raises(UserError, match="latent_channels: 4 != 16"):
-        stages.train_policy(stages.Run("pushcube", wider, data, tmp_path / "run"))
+        stages.train_policy(Run("pushcube", wider, data, tmp_path / "run"))
 
 
 def test_meta_says_what_the_numbers_depend_on(tmp_path):
-    run = stages.Run("pushcube", SMALL, make_demos(tmp_path / "data"), tmp_path / "run", seed=3)
+    run = Run("pushcube", SMALL, make_demos(tmp_path / "data"), tmp_path / "run", seed=3)
     meta = run.meta("policy", run.episodes())
     assert (meta["stage"], meta["task"], meta["seed"]) == ("policy", "pushcube", 3)
     assert meta["config"] == to_dict(SMALL)
     assert meta["dataset"] == Episodes(run.data).meta
     assert len(meta["statistics"]["low"]) == 8
     assert meta["versions"]["jax"] == jax.__version__
+
+
+def test_a_camera_that_is_missing(tmp_path):
+    run = stages.Run("pushcube", TWO_CAMERAS, make_demos(tmp_path / "data"), tmp_path / "run")
+    with pytest.raises(UserError, match="no pictures of camera hand: train with --cameras=render, or collect"):
+        run.episodes()
+    both = make_demos(tmp_path / "both", cameras=("render", "hand"))
+    assert len(dataclasses.replace(run, data=both).episodes()) == 6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -82,7 +91,7 @@ def test_policy_step_keeps_its_state_s_types(dtype):
     )
     (batch,) = validation_batches(windows, np.arange(2), 4, 1)
     par = Functional(lambda rngs: PAR(config, rngs=rngs))
-    first_state = stages.first_state(par, config.train, 0)
+    first_state = runs.first_state(par, config.train, 0)
 
     def loss(params, batch, key):
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}

@@ -34,10 +34,11 @@ class ActionTokenizer(nnx.Module):
 
 def make_action_head(config: Config, rngs: nnx.Rngs) -> ActionDiT | Regression | Bins:
     """The action de-tokenizer that a configuration names."""
-    kind = config.model.action_head
-    if kind == "dit":
-        return ActionDiT(config.model, config.diffusion, rngs=rngs)
-    return {"mlp": Regression, "bins": Bins}[kind](config.model, rngs=rngs)
+    if config.model.action_head == "mlp":
+        return Regression(config.model, rngs=rngs)
+    if config.model.action_head == "bins":
+        return Bins(config.model, rngs=rngs)
+    return ActionDiT(config.model, config.diffusion, rngs=rngs)
 
 
 class PAR(nnx.Module):

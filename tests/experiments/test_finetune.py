@@ -21,6 +21,8 @@ from par_jax.errors import UserError
 from tests.demos import SMALL, make_demos
 
 _ROOT = Path(__file__).parents[2]
+_UNSET = ("lookahead", "lora_rank", "lora_alpha", "lora_targets", "cameras", "schedule", "sampler", "action_steps")
+MODEL_FLAGS = {"variant": "full", **dict.fromkeys(_UNSET)}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,7 @@ def command(monkeypatch, tmp_path, data):
             "eval_every": 6,
             "device": "auto",
             **dict.fromkeys(("init", "vae", "steps", "vae_steps", "batch", "learning_rate", "dtype")),
+            **MODEL_FLAGS,
         }
         monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(**values | changes))
         finetune.main()
@@ -69,6 +72,13 @@ def command(monkeypatch, tmp_path, data):
         ({"data": "nowhere"}, "no data folder at nowhere"),
         ({"vae": "nowhere"}, "nowhere holds no checkpoint"),
         ({"preset": "par"}, "begins with converted NOVA: give --init"),
+        ({"preset": "physgen"}, "LoRA adapts weights that are there: give --init"),
+        ({"preset": "physgen", "lora_rank": 0}, "begins with converted NOVA: give --init"),
+        ({"variant": "half"}, "unknown variant 'half': choose one of full, no_transformer"),
+        ({"sampler": "ddim"}, "with the noise schedule 'flow' choose one of flow"),
+        ({"schedule": "edm"}, "unknown noise schedule 'edm'"),
+        ({"cameras": "render,side"}, "'side'"),
+        ({"cameras": "render,base"}, "base"),
         ({"init": "nowhere"}, "nowhere is no converted checkpoint"),
         ({"init": "nowhere", "stage": "vae"}, "--init brings its own frame VAE"),
     ],
@@ -95,7 +105,15 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(command, monkeypatch, num
 
 
 def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
-    flags = {"preset": "tiny", "steps": 7, "batch": 3, "learning_rate": 1e-5, "dtype": "bfloat16", "vae_steps": None}
+    flags = {
+        **MODEL_FLAGS,
+        "preset": "tiny",
+        "steps": 7,
+        "batch": 3,
+        "learning_rate": 1e-5,
+        "dtype": "bfloat16",
+        "vae_steps": None,
+    }
     monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(stage="policy", init=None, **flags))
     config = finetune.configuration()
     assert (config.train.steps, config.train.batch, config.train.dtype) == (7, 3, "bfloat16")
@@ -104,6 +122,16 @@ def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
     config = finetune.configuration()
     assert config.train == TINY.train
     assert (config.vae_train.steps, config.vae_train.learning_rate) == (7, 1e-5)
+
+
+def test_flags_change_the_model(monkeypatch):
+    changes = {"variant": "bins", "lookahead": 3, "schedule": "ddpm", "sampler": "ddim", "action_steps": 7}
+    values = {"preset": "tiny", "steps": None, "batch": None, "learning_rate": None, "dtype": None, "vae_steps": None}
+    flags = SimpleNamespace(stage="policy", init=None, **values, **{**MODEL_FLAGS, **changes})
+    monkeypatch.setattr(finetune, "FLAGS", flags)
+    config = finetune.configuration()
+    assert (config.model.action_head, config.model.lookahead) == ("bins", 3)
+    assert (config.diffusion.chosen, config.diffusion.action_steps) == ("ddim", 7)
 
 
 class Runs:

@@ -15,10 +15,9 @@ from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
 from par_jax.policy import PhysicalStep
-from par_jax.train import TrainState, init_state, make_train_step
 from tests.model.conftest import SMALL, make_batch, random_params
 from tests.reference.draws import action_noise, policy_draws
-from tests.reference.par import Trainer, make
+from tests.reference.par import make
 
 STEPS = 5
 # What differs in the presets: positions, the prompt's kind, look-ahead, adapters, rematerialisation.
@@ -66,7 +65,9 @@ class Case:
             text = np.random.default_rng(3).normal(size=(2, config.text.tokens, config.text.dim))
             self.batch = dataclasses.replace(self.batch, text=jnp.asarray(text, jnp.float32))
         self.given = tensors(self.batch)
-        self.peer = make(config, *({n: np.asarray(x) for n, x in flatten(self.params[k]).items()} for k in ("par", "vae")))
+        self.peer = make(
+            config, *({n: np.asarray(x) for n, x in flatten(self.params[k]).items()} for k in ("par", "vae"))
+        )
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -327,7 +327,9 @@ class Trainer:
     def _loss(self, batch, draws):
         dtype = getattr(torch, self.train.dtype)
         parameters = {name: parameter.to(dtype) for name, parameter in self.par.named_parameters()}
-        batch, draws = ({k: x.to(dtype) if x.dtype == torch.float32 else x for k, x in d.items()} for d in (batch, draws))
+        batch, draws = (
+            {k: x.to(dtype) if x.dtype == torch.float32 else x for k, x in d.items()} for d in (batch, draws)
+        )
         return torch.func.functional_call(self.par, parameters, (batch, draws))
 
     def step(self, batch, draws):

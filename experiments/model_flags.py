@@ -1,0 +1,72 @@
+"""Flags that change a preset's model: variants of the papers' ablations, look-ahead, adapters, cameras, sampling."""
+
+import dataclasses
+from typing import Any
+
+from absl import flags
+
+from par_jax.config import PRESETS, Config
+from par_jax.diffusion import SAMPLERS, check_sampler
+from par_jax.errors import UserError
+from par_jax.tasks import get_cameras
+from par_jax.variants import VARIANTS, vary
+
+
+def define_model_flags() -> None:
+    """The flags of a model that is trained."""
+    flags.DEFINE_string("preset", "tiny", f"One of {', '.join(PRESETS)}.")
+    flags.DEFINE_string("variant", "full", f"An ablation of the papers: {', '.join(VARIANTS)}.")
+    flags.DEFINE_integer("lookahead", None, "Chunks that are denoised together.", lower_bound=1)
+    flags.DEFINE_integer("lora_rank", None, "Rank of the adapters; 0 trains all weights.", lower_bound=0)
+    flags.DEFINE_float("lora_alpha", None, "Adapters are scaled by this over their rank.", lower_bound=0.0)
+    flags.DEFINE_string("lora_targets", None, "Regular expression, searched in the names of linear layers.")
+    flags.DEFINE_string("cameras", None, "Cameras whose pictures are stitched, as in render,hand.")
+    flags.DEFINE_string("schedule", None, f"Noise schedule of training: {' or '.join(SAMPLERS)}.")
+    define_sampling_flags()
+
+
+def define_sampling_flags() -> None:
+    """The flags of a model that acts."""
+    flags.DEFINE_string("sampler", None, "flow, ddpm or ddim; the schedule's own by default.")
+    flags.DEFINE_integer(
+        "action_steps", None, "Denoising steps of a chunk of actions.", lower_bound=1, upper_bound=1000
+    )
+
+
+def preset(values: Any) -> Config:
+    """The preset with the flags' changes to its model.
+
+    Args:
+      values: the command's flags.
+
+    Raises:
+      UserError: an unknown preset, variant, camera, schedule or sampler.
+    """
+    if values.preset not in PRESETS:
+        raise UserError(f"unknown preset {values.preset!r}: choose one of {', '.join(PRESETS)}")
+    config = PRESETS[values.preset]
+    config = _changed(config, "model", lookahead=values.lookahead)
+    config = _changed(config, "lora", rank=values.lora_rank, alpha=values.lora_alpha, targets=values.lora_targets)
+    config = _changed(config, "picture", cameras=values.cameras and get_cameras(values.cameras))
+    config = _changed(config, "diffusion", schedule=values.schedule)
+    return vary(sampled(config, values), values.variant)
+
+
+def sampled(config: Config, values: Any) -> Config:
+    """A configuration with the flags' changes to its sampling.
+
+    Args:
+      config: to change.
+      values: the command's flags.
+
+    Raises:
+      UserError: the sampler is not one of what the model was trained for.
+    """
+    config = _changed(config, "diffusion", sampler=values.sampler, action_steps=values.action_steps)
+    check_sampler(config.diffusion.schedule, config.diffusion.sampler)
+    return config
+
+
+def _changed(config: Config, part: str, **changes: object) -> Config:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **given)})

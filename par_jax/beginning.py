@@ -1,0 +1,111 @@
+"""What a policy's training begins with: fresh parameters, converted NOVA, or an earlier run; adapters on either."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from par_jax import initialise, lora, pretrained
+from par_jax.checkpoint import load_params, read_meta
+from par_jax.data.episodes import Episodes
+from par_jax.errors import UserError
+from par_jax.language import FILE, embed_prompts, keep, read
+from par_jax.nn.functional import Functional, Params
+from par_jax.runs import Run, adopt_vae, first_state, is_trained, write_frozen
+from par_jax.tasks import get_task
+from par_jax.train import TrainState, init_state
+
+BASE = "base"
+
+
+def adopt(run: Run) -> Run:
+    """Prepares a run that begins with `run.init`: takes over its frozen frame VAE and the instruction's embeddings.
+
+    Returns:
+      The run with the shapes of what it begins with.
+
+    Raises:
+      UserError: there is no checkpoint, it is damaged, lacks a part, or does not fit the preset.
+    """
+    assert run.init is not None
+    return _adopt_nova(run, run.init) if _is_nova(run.init) else _adopt_run(run, run.init)
+
+
+def begin(run: Run, par: Functional, episodes: Episodes) -> tuple[Callable[[], TrainState], Params | None]:
+    """The first state, drawn when it is called, and the frozen parameters (None where all are trained).
+
+    Args:
+      run: as `adopt` returned it, if it begins with anything.
+      par: the model.
+      episodes: for the record.
+
+    Raises:
+      UserError: what it begins with does not fit the model, or adapters have nothing to adapt.
+    """
+    train, adapted = run.config.train, run.config.lora.rank > 0
+    begins = run.init is not None and run.config.pretrained
+    if adapted and not begins:
+        raise UserError("LoRA adapts weights that are there: give --init, or --lora_rank=0 to train them all")
+    if not begins:
+        return first_state(par, train, run.seed), None
+
+    def whole() -> Params:
+        params, report = initialise.take(jax.jit(par.init)(jax.random.key(run.seed)), _given(run.init))
+        print(initialise.summary(params, report), flush=True)
+        return params
+
+    def first() -> TrainState:
+        return jax.jit(lambda params: init_state(params, train, run.seed))(lora.split(whole())[0])
+
+    if not adapted:
+        return first, None
+    folder = run.workdir / BASE
+    if not (folder / "config.json").exists():
+        frozen = jax.tree.map(lambda leaf: np.asarray(leaf, train.dtype), lora.split(whole())[1])
+        write_frozen(folder, 0, frozen, run.meta(BASE, episodes))
+    return first, load_params(folder)[2]
+
+
+def state_shapes(run: Run, par: Functional) -> TrainState:
+    """The state's arrays as shapes: what a checkpoint of the run must hold. Nothing is drawn or read."""
+    return jax.eval_shape(lambda: init_state(lora.split(par.init(jax.random.key(0)))[0], run.config.train, run.seed))
+
+
+def _is_nova(folder: Path) -> bool:
+    return (folder / pretrained.MANIFEST).exists() or not (folder / "checkpoints").exists()
+
+
+def _given(source: Path | None) -> Params:
+    """The parameters to begin with."""
+    assert source is not None
+    return pretrained.load(source, "transformer") if _is_nova(source) else load_params(source)[2]
+
+
+def _adopt_nova(run: Run, source: Path) -> Run:
+    architecture = pretrained.read_config(source)
+    config = dataclasses.replace(run.config, vae=architecture.vae)
+    run = dataclasses.replace(run, config=initialise.fit(config, architecture.nova))
+    folder = run.workdir / "vae"
+    if not is_trained(folder):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), pretrained.load(source, "vae"))
+        write_frozen(folder, 0, params, {**run.meta("vae", run.episodes()), "complete": True})
+    if not (run.workdir / FILE).exists():
+        instruction = get_task(run.task).instruction
+        position = pretrained.load(source, "transformer")["text_embed"]["position"]
+        embeddings = embed_prompts(source, jax.numpy.asarray(position), [instruction])
+        keep(run.workdir, instruction, np.asarray(embeddings[0], np.float32))
+    return run
+
+
+def _adopt_run(run: Run, source: Path) -> Run:
+    stage = read_meta(source)["stage"]
+    if stage == "vae":
+        raise UserError(f"{source} holds a frame VAE, not a model to begin with: give it as --vae")
+    config = load_params(source, preset=run.config.name)[0]
+    adopt_vae(source / "vae", run.workdir / "vae")
+    if config.text.kind == "phi" and not (run.workdir / FILE).exists():
+        instruction = get_task(run.task).instruction
+        keep(run.workdir, instruction, read(source, instruction))
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, vae=config.vae, text=config.text))

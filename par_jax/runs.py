@@ -1,0 +1,145 @@
+"""A training run: what a command asks for, and the folder that holds all that a rollout needs.
+
+A policy run's folder holds `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`; `vae/`, which is laid out
+alike and also keeps the latents made with it; `instruction.npz` where a language model reads the instruction; and
+`base/`, the frozen parameters, where adapters are trained.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from par_jax import config as config_lib
+from par_jax import lora
+from par_jax.checkpoint import Checkpoints, load_params, read_meta, write_json
+from par_jax.config import Config, TrainConfig
+from par_jax.data.episodes import Episodes, statistics
+from par_jax.data.latents import digest
+from par_jax.errors import UserError
+from par_jax.language import FILE
+from par_jax.nn.functional import Functional, Params
+from par_jax.tasks import get_task
+from par_jax.train import Result, TrainState, fit, init_state
+from par_jax.versions import versions
+
+PACKAGES = ("par_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a command asks for.
+
+    Attributes:
+      task: name in `par_jax.tasks.TASKS`.
+      config: the preset with the command's changes.
+      data: demonstration folder.
+      workdir: the policy run's folder; the VAE's is `workdir/vae`.
+      seed: of the parameters, of the data's order and of every draw.
+      init: a converted NOVA checkpoint to begin with, or None.
+      log_every, checkpoint_every, eval_every: steps.
+    """
+
+    task: str
+    config: Config
+    data: Path
+    workdir: Path
+    seed: int = 0
+    init: Path | None = None
+    log_every: int = 20
+    checkpoint_every: int = 250
+    eval_every: int = 500
+
+    def episodes(self) -> Episodes:
+        """The demonstrations.
+
+        Raises:
+          UserError: they are missing, damaged, or of another task, picture size or cameras.
+        """
+        get_task(self.task)
+        picture = self.config.picture
+        return Episodes(self.data, task=self.task, picture_size=picture.size, cameras=picture.cameras)
+
+    def meta(self, stage: str, episodes: Episodes) -> dict:
+        """What `config.json` holds: all that the run's numbers depend on."""
+        return {
+            "format": 1,
+            "stage": stage,
+            "task": self.task,
+            "instruction": get_task(self.task).instruction,
+            "seed": self.seed,
+            "init": None if self.init is None else str(self.init),
+            "config": config_lib.to_dict(self.config),
+            "statistics": statistics(episodes),
+            "dataset": episodes.meta,
+            "versions": versions(PACKAGES),
+        }
+
+    def fit(self, *args: Any, **kwargs: Any) -> Result:
+        """`par_jax.train.fit` with this run's intervals."""
+        return fit(
+            *args,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+            eval_every=self.eval_every,
+            **kwargs,
+        )
+
+
+def first_state(module: Functional, train: TrainConfig, seed: int) -> Callable[[], TrainState]:
+    """The function that draws a run's first state. Nothing is computed here: a resumed run never draws it."""
+    return jax.jit(lambda: init_state(module.init(jax.random.key(seed)), train, seed))
+
+
+def is_trained(vae: Path) -> bool:
+    """Whether a folder holds a VAE whose training is complete."""
+    return (vae / "config.json").exists() and bool(read_meta(vae).get("complete"))
+
+
+def adopt_vae(source: Path, target: Path) -> None:
+    """Copies a trained VAE's parameters, so that a policy's folder holds all that a rollout needs.
+
+    Raises:
+      UserError: there is no trained VAE, or the policy's folder holds another one.
+    """
+    if read_meta(source).get("stage") != "vae" or not is_trained(source):
+        raise UserError(f"{source} holds no trained VAE: train one there with --stage=vae, or leave --vae out")
+    _, meta, params = load_params(source)
+    if (target / "config.json").exists():
+        if digest(load_params(target)[2]) != digest(params):
+            raise UserError(f"{target} holds another VAE than {source}: leave --vae out, or use a new --workdir")
+        return
+    write_frozen(target, meta["step"], params, {name: value for name, value in meta.items() if name != "step"})
+
+
+def write_frozen(folder: Path, step: int, params: Params, meta: dict) -> None:
+    """A folder of parameters that are not trained further: `config.json` comes last, and makes it whole."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(step, {"ema": params}, {})
+    checkpoints.wait()
+    checkpoints.close()
+    write_json(folder / "config.json", meta)
+
+
+def merge_adapters(source: Path, target: Path) -> None:
+    """Writes a run with adapters as one of plain weights, which acts alike and may be trained further.
+
+    Raises:
+      UserError: it has no adapters, or the target is there.
+    """
+    config, meta, params = load_params(source)
+    if meta["stage"] != "policy" or not config.lora.rank:
+        raise UserError(f"{source} has no adapters to merge: it was trained without --lora_rank")
+    if (target / "config.json").exists():
+        raise UserError(f"{target} holds a run: name another --out")
+    adopt_vae(source / "vae", target / "vae")
+    if (source / FILE).exists():
+        shutil.copy(source / FILE, target / FILE)
+    plain = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
+    meta = {**meta, "config": config_lib.to_dict(plain)}
+    merged = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), lora.merge(params, config.lora))
+    write_frozen(target, meta.pop("step"), merged, meta)
