@@ -87,7 +87,7 @@ def costs(config: Config, batch: int = 1, itemsize: int = 2) -> Costs:
         step_flops={"frame VAE": batch * _encoder_flops(config), **made.step(batch)},
         frame_flops=batch * made.next_frame(),
         step_weight_bytes=itemsize * (acting + _size(vae["encoder"])),
-        cache_bytes=itemsize * _size((cache.text_k, cache.text_v, cache.k, cache.v)),
+        cache_bytes=itemsize * _size((cache.k, cache.v)),
         train_flops=made.training(),
         train_state_bytes=5 * 4 * (trained - fixed) + jnp.dtype(config.train.dtype).itemsize * frozen,
     )
