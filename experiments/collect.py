@@ -1,6 +1,7 @@
 """Collects demonstrations in the real simulator.
 
     python -m experiments.collect --task=pushcube --episodes=1000 --out=data/pushcube --workers=2
+    python -m experiments.collect --task=pickcube --cameras=render,hand --out=data/two-cameras
     python -m experiments.collect --task=pushcube --from=trajectory.h5 --out=data/recorded
 
 Type the same command again to go on where it stopped, or with more --episodes to extend.
@@ -14,6 +15,7 @@ from absl import flags
 from experiments import app
 from par_jax.errors import UserError
 from par_jax.sim import collect
+from par_jax.tasks import get_cameras
 
 FLAGS = flags.FLAGS
 
@@ -26,7 +28,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("workers", 2, "Processes, each with a simulator of its own.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "First seed; the demonstrations' seeds count up from it.", lower_bound=0)
     flags.DEFINE_string("control_mode", "pd_joint_pos", "pd_joint_pos or pd_ee_delta_pose.")
-    flags.DEFINE_string("picture_size", "128", "Pixels of the pictures: a side, or HEIGHTxWIDTH.")
+    flags.DEFINE_string("picture_size", "128", "Pixels of each camera's pictures: a side, or HEIGHTxWIDTH.")
+    flags.DEFINE_string("cameras", "render", "Of render, base, hand; several, as render,hand, are stitched.")
     flags.DEFINE_string("device", "cpu", "cpu or gpu: where pictures are rendered.")
     flags.DEFINE_string("from", None, "ManiSkill's recorded .h5 trajectories to read instead of the expert.")
     flags.DEFINE_bool("noise", True, "Disturb the expert, so that the data shows recoveries.")
@@ -57,6 +60,7 @@ def main() -> None:
         seed_first=FLAGS.seed,
         noise=FLAGS.noise,
         trajectories=FLAGS["from"].value,
+        cameras=get_cameras(FLAGS.cameras),
     )
     out = Path(FLAGS.out or f"data/{FLAGS.task}")
     report = collect.collect(settings, out, FLAGS.episodes, FLAGS.workers)

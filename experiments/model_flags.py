@@ -1,6 +1,7 @@
 """Flags that change a preset's model: variants of the papers' ablations, look-ahead, adapters, cameras, sampling."""
 
 import dataclasses
+from typing import Any
 
 from absl import flags
 
@@ -9,8 +10,6 @@ from par_jax.diffusion import SAMPLERS, check_sampler
 from par_jax.errors import UserError
 from par_jax.tasks import get_cameras
 from par_jax.variants import VARIANTS, vary
-
-FLAGS = flags.FLAGS
 
 
 def define_model_flags() -> None:
@@ -34,33 +33,40 @@ def define_sampling_flags() -> None:
     )
 
 
-def preset() -> Config:
+def preset(values: Any) -> Config:
     """The preset with the flags' changes to its model.
+
+    Args:
+      values: the command's flags.
 
     Raises:
       UserError: an unknown preset, variant, camera, schedule or sampler.
     """
-    if FLAGS.preset not in PRESETS:
-        raise UserError(f"unknown preset {FLAGS.preset!r}: choose one of {', '.join(PRESETS)}")
-    config = PRESETS[FLAGS.preset]
-    config = _changed(config, "model", lookahead=FLAGS.lookahead)
-    config = _changed(config, "lora", rank=FLAGS.lora_rank, alpha=FLAGS.lora_alpha, targets=FLAGS.lora_targets)
-    config = _changed(config, "picture", cameras=FLAGS.cameras and get_cameras(FLAGS.cameras))
-    config = _changed(config, "diffusion", schedule=FLAGS.schedule)
-    return vary(sampled(config), FLAGS.variant)
+    if values.preset not in PRESETS:
+        raise UserError(f"unknown preset {values.preset!r}: choose one of {', '.join(PRESETS)}")
+    config = PRESETS[values.preset]
+    config = _changed(config, "model", lookahead=values.lookahead)
+    config = _changed(config, "lora", rank=values.lora_rank, alpha=values.lora_alpha, targets=values.lora_targets)
+    config = _changed(config, "picture", cameras=values.cameras and get_cameras(values.cameras))
+    config = _changed(config, "diffusion", schedule=values.schedule)
+    return vary(sampled(config, values), values.variant)
 
 
-def sampled(config: Config) -> Config:
+def sampled(config: Config, values: Any) -> Config:
     """A configuration with the flags' changes to its sampling.
+
+    Args:
+      config: to change.
+      values: the command's flags.
 
     Raises:
       UserError: the sampler is not one of what the model was trained for.
     """
-    config = _changed(config, "diffusion", sampler=FLAGS.sampler, action_steps=FLAGS.action_steps)
+    config = _changed(config, "diffusion", sampler=values.sampler, action_steps=values.action_steps)
     check_sampler(config.diffusion.schedule, config.diffusion.sampler)
     return config
 
 
-def _changed(config: Config, part: str, **values: object) -> Config:
-    given = {name: value for name, value in values.items() if value is not None}
+def _changed(config: Config, part: str, **changes: object) -> Config:
+    given = {name: value for name, value in changes.items() if value is not None}
     return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **given)})

@@ -18,7 +18,9 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import app, devices
+from experiments.model_flags import define_sampling_flags, sampled
 from par_jax import checkpoint, evaluation, video
+from par_jax.config import Config
 from par_jax.errors import UserError
 from par_jax.evaluation import Protocol, Trial
 from par_jax.policy import Policy
@@ -46,6 +48,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("videos", 5, "Film the first so many rollouts.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Forget the rollouts that --out holds.")
     flags.DEFINE_string("device", "auto", "auto, cpu or gpu: where the policy computes.")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the policy's computation; training's by default.")
+    define_sampling_flags()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +138,18 @@ def roll_out(
             )
 
 
-def _pool(task: str, meta: dict[str, Any], max_steps: int, workers: int) -> Any:
+def adjusted(config: Config) -> Config:
+    """A checkpoint's configuration with the flags' changes to how it acts.
+
+    Raises:
+      UserError: the sampler is not one of what the model was trained for.
+    """
+    config = sampled(config, FLAGS)
+    dtype = FLAGS.dtype or config.train.dtype
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
+
+
+def _pool(task: str, meta: dict[str, Any], cameras: tuple[str, ...], max_steps: int, workers: int) -> Any:
     """Simulator processes; Vulkan is checked here first, where its message can be read."""
     from par_jax.sim import vulkan
     from par_jax.sim.workers import EnvPool
@@ -145,6 +160,7 @@ def _pool(task: str, meta: dict[str, Any], max_steps: int, workers: int) -> Any:
         task=task,
         control_mode=meta["dataset"]["control_mode"],
         picture_size=tuple(meta["dataset"]["picture_size"]),
+        cameras=cameras,
         max_steps=max_steps,
     )
 
@@ -158,11 +174,15 @@ def _settings(policy: Policy, task: str, protocol: Protocol, max_steps: int, met
         "max_steps": max_steps,
         "control_mode": meta["dataset"]["control_mode"],
         "picture_size": list(meta["dataset"]["picture_size"]),
+        "cameras": list(policy.config.picture.cameras),
         "checkpoint": {
             "preset": meta["config"]["name"],
             "step": policy.step,
             "checksum": sum(sums) % 2**64,
         },
+        "sampler": policy.config.diffusion.chosen,
+        "action_steps": policy.config.diffusion.action_steps,
+        "dtype": policy.config.train.dtype,
         "device": jax.devices()[0].device_kind,
         "versions": versions(_PACKAGES),
     }
@@ -180,7 +200,7 @@ def main() -> None:
     folder = Path(FLAGS.checkpoint or f"runs/{FLAGS.task}")
     meta = checkpoint.read_meta(folder)
     check_fit(meta, folder, FLAGS.task, protocol)
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, adjusted)
     max_steps = protocol.max_steps or task.max_steps
     settings = _settings(policy, FLAGS.task, protocol, max_steps, meta)
     out = Path(FLAGS.out or folder / protocol.name)
@@ -188,7 +208,7 @@ def main() -> None:
         results = Results(out, settings, FLAGS.overwrite)
         if missing := results.missing(trials):
             workers = min(FLAGS.workers, len(missing))
-            with _pool(FLAGS.task, meta, max_steps, workers) as pool:
+            with _pool(FLAGS.task, meta, policy.config.picture.cameras, max_steps, workers) as pool:
                 robots = [_Pooled(pool, i) for i in range(workers)]
                 runner = Runner(policy, meta["instruction"], max_steps)
                 roll_out(runner, robots, trials, trials[: FLAGS.videos], results, FLAGS.task)

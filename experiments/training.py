@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
-from par_jax.config import PRESETS, Config, TrainConfig
+from experiments.model_flags import define_model_flags, preset
+from par_jax.config import Config, TrainConfig
 from par_jax.errors import UserError
 from par_jax.tasks import get_task
 
@@ -28,11 +29,11 @@ CHOICES = {"stage": ("policy", "vae"), "dtype": ("float32", "bfloat16"), "remat"
 def define_flags() -> None:
     """The flags of a training run."""
     flags.DEFINE_string("task", None, "pushcube, pickcube or stackcube.")
-    flags.DEFINE_string("preset", "tiny", f"One of {', '.join(PRESETS)}.")
+    define_model_flags()
     flags.DEFINE_string("data", None, "Demonstrations, as experiments.collect writes them; data/<task> by default.")
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<task> by default.")
     flags.DEFINE_string("stage", "policy", "policy, or vae: the frame VAE alone, into workdir/vae.")
-    flags.DEFINE_string("init", None, "A converted NOVA checkpoint to begin with; its VAE and text encoder are used.")
+    flags.DEFINE_string("init", None, "A converted NOVA checkpoint, or a run, to begin with; its frame VAE is used.")
     flags.DEFINE_string("vae", None, "Folder of a trained VAE to use; workdir/vae by default.")
     flags.DEFINE_integer("steps", None, "Steps of the stage; the preset's by default.", lower_bound=1)
     flags.DEFINE_integer("vae_steps", None, "Steps of a VAE trained on the way to a policy.", lower_bound=1)
@@ -61,14 +62,14 @@ def configuration() -> Config:
     """The preset with the flags' changes to the stage that is asked for.
 
     Raises:
-      UserError: an unknown preset, stage, dtype or remat, or flags that contradict each other.
+      UserError: an unknown name, or flags that do not go together.
     """
-    if FLAGS.preset not in PRESETS:
-        raise UserError(f"unknown preset {FLAGS.preset!r}: choose one of {', '.join(PRESETS)}")
     for name, choices in CHOICES.items():
         if (given := getattr(FLAGS, name)) not in (None, *choices):
             raise UserError(f"unknown {name} {given!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
-    config = PRESETS[FLAGS.preset]
+    config = preset(FLAGS)
+    if config.lora.rank and FLAGS.init is None:
+        raise UserError("LoRA adapts weights that are there: give --init, or --lora_rank=0 to train all weights")
     if config.text.kind == "phi" and FLAGS.init is None:
         raise UserError(
             f"preset {config.name!r} begins with converted NOVA: give --init a folder that convert/nova_to_flax.py made"

@@ -60,22 +60,21 @@ def matching(names: Any, targets: str) -> list[str]:
 def split(params: Tree) -> tuple[Tree, Tree]:
     """Parameters (nested dicts) to the trained ones and the frozen ones; without adapters nothing is frozen."""
     flat = flatten(params)
-    adapted = {name.split("/")[0] for name in flat if _is_adapter(name)}
-    trained = {name for name in flat if _is_adapter(name) or name.split("/")[0] not in adapted}
-    return tuple(
-        nest({name: leaf for name, leaf in flat.items() if (name in trained) == part}) for part in (True, False)
-    )
+    adapted = {name.split("/")[0] for name in flat if is_adapter(name)}
+    trained = {name for name in flat if is_adapter(name) or name.split("/")[0] not in adapted}
+    frozen = {name: leaf for name, leaf in flat.items() if name not in trained}
+    return nest({name: leaf for name, leaf in flat.items() if name in trained}), nest(frozen)
 
 
 def adapters(params: Tree) -> dict[str, np.ndarray]:
     """The adapters alone, by name, float32."""
-    return {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items() if _is_adapter(name)}
+    return {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items() if is_adapter(name)}
 
 
 def merge(params: Tree, config: LoRAConfig) -> Tree:
     """Parameters of the model without adapters that computes the same: each kernel takes its adapter in."""
     flat = flatten(params)
-    merged = {name: leaf for name, leaf in flat.items() if not _is_adapter(name)}
+    merged = flatten(bare(params))
     for name in filter(lambda name: name.endswith(f"/{A}"), flat):
         kernel = name.removesuffix(A) + "kernel"
         change = flat[name].astype(jnp.float32) @ flat[name.removesuffix(A) + B].astype(jnp.float32)
@@ -84,5 +83,11 @@ def merge(params: Tree, config: LoRAConfig) -> Tree:
     return nest(merged)
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is an adapter's."""
     return name.endswith((f"/{A}", f"/{B}"))
+
+
+def bare(params: Tree) -> Tree:
+    """Parameters without the adapters."""
+    return nest({name: leaf for name, leaf in flatten(params).items() if not is_adapter(name)})

@@ -1,6 +1,7 @@
 """A trained model as a policy: (carry, picture) -> (carry, the next 8 actions)."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -96,7 +97,7 @@ class Policy:
     """The jitted physical step of one robot, with the frame VAE before it and, on request, behind it.
 
     Args:
-      config: of the policy, its `vae` as trained.
+      config: of the policy, its `vae` as trained; it computes in `train.dtype`.
       params: of `PAR`, nested dicts of arrays.
       vae: of `VAE`, likewise.
       statistics: `low` and `high` of the actions, as `par_jax.data.episodes.statistics` gives them.
@@ -108,7 +109,8 @@ class Policy:
         self, config: Config, params: dict, vae: dict, statistics: dict, step: int = 0, folder: Path | str = "."
     ):
         self.config, self.step, self.folder = config, step, Path(folder)
-        self.params = jax.device_put({"par": params, "vae": vae})
+        dtype = config.train.dtype
+        self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), {"par": params, "vae": vae})
         centre, half = centre_and_half(statistics["low"], statistics["high"])
         step_of = PhysicalStep(config)
         shape = (1, config.model.chunk, config.model.action_dim)
@@ -127,15 +129,19 @@ class Policy:
         self._init, self._act, self._predict = jax.jit(init), jax.jit(act, donate_argnums=1), jax.jit(predict)
 
     @classmethod
-    def load(cls, checkpoint: Path | str) -> "Policy":
+    def load(cls, checkpoint: Path | str, adjust: Callable[[Config], Config] = lambda config: config) -> "Policy":
         """The policy of a trained run's folder, with its averaged (EMA) parameters.
+
+        Args:
+          checkpoint: the run's folder.
+          adjust: changes how it samples or computes.
 
         Raises:
           UserError: there is no whole checkpoint of a policy and its VAE in it.
         """
         config, meta, params = load_params(checkpoint)
         _, _, vae = load_params(Path(checkpoint) / "vae")
-        return cls(config, params, vae, meta["statistics"], meta["step"], checkpoint)
+        return cls(adjust(config), params, vae, meta["statistics"], meta["step"], checkpoint)
 
     def init(self, key: jax.Array, instruction: str) -> Carry:
         """The carry at the start of an episode."""

@@ -6,20 +6,23 @@ alike and also keeps the latents made with it; `instruction.npz` where a languag
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from par_jax import config as config_lib
-from par_jax import processes
+from par_jax import lora, processes
 from par_jax.checkpoint import Checkpoints, load_params, read_meta, write_json
 from par_jax.config import Config, TrainConfig
 from par_jax.data.episodes import Episodes, statistics
 from par_jax.data.latents import digest
 from par_jax.errors import UserError
+from par_jax.language import FILE
 from par_jax.nn.functional import Functional, Params
 from par_jax.sharding import check_rows, shardings
 from par_jax.tasks import get_task
@@ -59,10 +62,11 @@ class Run:
         """The demonstrations.
 
         Raises:
-          UserError: they are missing, damaged, or of another task or picture size.
+          UserError: they are missing, damaged, or of another task, picture size or cameras.
         """
         get_task(self.task)
-        return Episodes(self.data, task=self.task, picture_size=self.config.picture.size)
+        picture = self.config.picture
+        return Episodes(self.data, task=self.task, picture_size=picture.size, cameras=picture.cameras)
 
     def rows(self, train: TrainConfig) -> slice:
         """This process's rows of a batch.
@@ -146,3 +150,23 @@ def write_frozen(folder: Path, step: int, params: Params, meta: dict) -> None:
     checkpoints.wait()
     checkpoints.close()
     write_json(folder / "config.json", meta)
+
+
+def merge_adapters(source: Path, target: Path) -> None:
+    """Writes a run with adapters as one of plain weights, which acts alike and may be trained further.
+
+    Raises:
+      UserError: it has no adapters, or the target is there.
+    """
+    config, meta, params = load_params(source)
+    if meta["stage"] != "policy" or not config.lora.rank:
+        raise UserError(f"{source} has no adapters to merge: it was trained without --lora_rank")
+    if (target / "config.json").exists():
+        raise UserError(f"{target} holds a run: name another --out")
+    adopt_vae(source / "vae", target / "vae")
+    if (source / FILE).exists():
+        shutil.copy(source / FILE, target / FILE)
+    plain = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
+    meta = {**meta, "config": config_lib.to_dict(plain)}
+    merged = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), lora.merge(params, config.lora))
+    write_frozen(target, meta.pop("step"), merged, meta)

@@ -55,17 +55,19 @@ class KVCache:
     """What a robot's next step needs of those before: keys and values of the video encoder for B robots, as a text
     prefix and a ring of the last W packages; and the look-ahead.
 
+    All robots write to the same slot of the ring, and `time` says how many of the slots behind it are a robot's own: one
+    whose episode begins anew, whenever that is, gets time 0.
+
     Attributes:
-      text_k, text_v: [Y, B, K_text, H, D], computed once a task.
-      k, v: [Y, B, W, K_package, H, D]; package n lies in slot n % W.
+      k, v: [Y, B, H, K_text + W * K_package, D]. Heads stand before tokens, as attention's products read them.
+      slot: [] int32, of the package that comes next.
       time: [B] int32, packages seen so far.
       ahead: [B, (M-1) * L, A] float32, of the last step.
     """
 
-    text_k: jax.Array
-    text_v: jax.Array
     k: jax.Array
     v: jax.Array
+    slot: jax.Array
     time: jax.Array
     ahead: jax.Array
 

@@ -1,18 +1,25 @@
-"""Demonstrations made without a simulator: a bright square that the actions move over a grey floor."""
+"""Demonstrations made without a simulator: a bright square that the actions move over a grey floor; untrained runs."""
 
 import dataclasses
 import io
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 from PIL import Image
 
 from par_jax import config as config_lib
+from par_jax.checkpoint import Checkpoints, write_json
 from par_jax.config import Config
 from par_jax.data import episodes as disk
 from par_jax.tasks import get_task
 
 SIZE = (40, 40)
+COLOURS = ((250, 40, 20), (30, 60, 240), (40, 220, 60))
 
 # The tiny preset's classes at a fraction of its size: compiles in seconds, steps in milliseconds.
 SMALL: Config = dataclasses.replace(
@@ -37,11 +44,22 @@ SMALL: Config = dataclasses.replace(
     vae_train=dataclasses.replace(config_lib.TINY.vae_train, steps=4, batch=4, warmup=1),
 )
 
+# The same model, looking through two cameras.
+TWO_CAMERAS: Config = dataclasses.replace(SMALL, picture=dataclasses.replace(SMALL.picture, cameras=("render", "hand")))
+
 
 def make_demos(
-    folder: Path, count: int = 6, task: str = "pushcube", size: tuple[int, int] = SIZE, actions: int = 8
+    folder: Path,
+    count: int = 6,
+    task: str = "pushcube",
+    size: tuple[int, int] = SIZE,
+    actions: int = 8,
+    cameras: tuple[str, ...] = ("render",),
 ) -> Path:
-    """Writes a whole demonstration folder of `count` episodes of 12 to 30 actions."""
+    """Writes a whole demonstration folder of `count` episodes of 12 to 30 actions.
+
+    The square is `COLOURS[k]` in the part of camera k; every second camera sees the floor upside down.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     made = []
@@ -54,7 +72,7 @@ def make_demos(
                 "action": action,
                 "qpos": np.zeros((length + 1, 9), np.float32),
                 "seed": np.array([seed], np.int64),
-                **disk.join_pictures([_picture(y, x, size) for y, x in place]),
+                **disk.join_pictures([_picture(y, x, size, len(cameras)) for y, x in place]),
             }
         )
     disk.write_shard(folder, 0, made)
@@ -66,6 +84,7 @@ def make_demos(
             "env_id": get_task(task).env_id,
             "instruction": get_task(task).instruction,
             "control_mode": "pd_joint_pos",
+            "cameras": list(cameras),
             "picture_size": list(size),
             "episodes_wanted": count,
             "complete": True,
@@ -75,10 +94,23 @@ def make_demos(
     return folder
 
 
-def _picture(y: float, x: float, size: tuple[int, int]) -> bytes:
-    picture = np.full((*size, 3), 90, np.uint8)
-    top, left = int(size[0] * (0.4 + 0.2 * np.tanh(y))), int(size[1] * (0.4 + 0.2 * np.tanh(x)))
-    picture[top : top + 6, left : left + 6] = (250, 40, 20)
+def make_run(folder: Path, make: Callable[[nnx.Rngs], Any], meta: dict) -> None:
+    """A run's folder with random parameters; drawing those that training starts from would be compiled first."""
+    random = np.random.default_rng(0)
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0)))))
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+    write_json(folder / "config.json", meta)
+    with closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(1, {"ema": params}, {})
+
+
+def _picture(y: float, x: float, size: tuple[int, int], cameras: int) -> bytes:
+    parts = []
+    for number in range(cameras):
+        part = np.full((*size, 3), 90, np.uint8)
+        top, left = int(size[0] * (0.4 + 0.2 * np.tanh(y))), int(size[1] * (0.4 + 0.2 * np.tanh(x)))
+        part[top : top + 6, left : left + 6] = COLOURS[number]
+        parts.append(part[::-1] if number % 2 else part)
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(np.concatenate(parts, axis=1)).save(file, "PNG")
     return file.getvalue()

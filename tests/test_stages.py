@@ -17,7 +17,7 @@ from par_jax.model.text import tokenize
 from par_jax.nn.functional import Functional
 from par_jax.runs import Run
 from par_jax.train import make_train_step
-from tests.demos import SMALL, make_demos
+from tests.demos import SMALL, TWO_CAMERAS, make_demos
 
 
 def make_vae(folder, value, complete=True, stage="vae"):
@@ -68,6 +68,14 @@ def test_meta_says_what_the_numbers_depend_on(tmp_path):
     assert meta["dataset"] == Episodes(run.data).meta
     assert len(meta["statistics"]["low"]) == 8
     assert meta["versions"]["jax"] == jax.__version__
+
+
+def test_a_camera_that_is_missing(tmp_path):
+    run = stages.Run("pushcube", TWO_CAMERAS, make_demos(tmp_path / "data"), tmp_path / "run")
+    with pytest.raises(UserError, match="no pictures of camera hand: train with --cameras=render, or collect"):
+        run.episodes()
+    both = make_demos(tmp_path / "both", cameras=("render", "hand"))
+    assert len(dataclasses.replace(run, data=both).episodes()) == 6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,6 +1,7 @@
 """Demonstrations on disk: writing shards, reading episodes, statistics. Knows no simulator.
 
-A folder holds `dataset.json` (what the data is: task, control mode, camera, picture size, seeds, versions) and
+A folder holds `dataset.json` (what the data is: task, control mode, cameras, size of one camera's picture, seeds,
+versions) and
 `episodes-<first seed>.array_record` shards, one for each block of consecutive seeds. An episode is two records, so that
 the numbers can be read without its pictures:
 
@@ -8,10 +9,10 @@ the numbers can be read without its pictures:
                           executed f32 [T, A]     what was done: `action` plus the recorder's noise
                           qpos     f32 [T+1, J]   joint positions, radians (fingers: metres)
                           seed     i64 [1]
-  pictures (safetensors)  picture_bytes u8 [sum]  concatenated PNG files
+  pictures (safetensors)  picture_bytes u8 [sum]  concatenated PNG files, each of all cameras from left to right
                           picture_ends  i64 [T+1] where each ends
 
-Axes: E episodes, T actions, A action numbers, J joints, H W picture.
+Axes: E episodes, T actions, A action numbers, J joints, H W picture of one camera, n cameras.
 """
 
 import errno
@@ -105,7 +106,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What `dataset.json` says.
+    """What `dataset.json` says. Folders older than `cameras` saw through the render camera.
 
     Raises:
       UserError: there is no such folder or file, or it is not ours.
@@ -121,7 +122,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is damaged ({error}): collect the data again into a new folder") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise UserError(f"{file} is not of format {FORMAT}: collect the data again with this version")
-    return meta
+    return {"cameras": ["render"], **meta}
 
 
 def shards(folder: Path) -> dict[int, Path]:
@@ -161,21 +162,24 @@ class Episodes:
         task: str | None = None,
         picture_size: Sequence[int] | None = None,
         control_mode: str | None = None,
+        cameras: Sequence[str] | None = None,
     ):
         """Opens a folder; reads no episode yet.
 
         Args:
           path: the folder that `experiments.collect` wrote.
-          task, picture_size (height, width), control_mode: what the caller needs; None accepts any.
+          task, picture_size (height, width), control_mode, cameras: what the caller needs; None accepts any.
 
         Raises:
-          UserError: missing, empty, half-written or damaged, or of another task, picture size or control mode.
+          UserError: missing, empty, half-written or damaged, or of another task, picture size or control mode, or
+            without a camera, or with other ones.
         """
         self.path = Path(path)
         self.meta = read_meta(self.path)
         self._expect("task", task)
         self._expect("picture_size", None if picture_size is None else list(picture_size))
         self._expect("control_mode", control_mode)
+        self._expect_cameras(cameras)
         found = shards(self.path)
         listed = {int(seed): number for seed, number in self.meta["shards"].items()}
         if not listed:
@@ -214,7 +218,7 @@ class Episodes:
         return self._lengths
 
     def pictures(self, index: int, steps: Sequence[int] | None = None) -> np.ndarray:
-        """Pictures of one episode, u8 [len(steps), H, W, 3].
+        """Pictures of one episode, u8 [len(steps), H, n*W, 3].
 
         Args:
           index: of the episode.
@@ -245,6 +249,17 @@ class Episodes:
                 f"{self.path} has {field} {self.meta[field]}, but {wanted} was asked for: name other data in --data or "
                 f"collect it with experiments.collect"
             )
+
+    def _expect_cameras(self, wanted: Sequence[str] | None) -> None:
+        there = self.meta["cameras"]
+        if wanted is None or list(wanted) == there:
+            return
+        lacking = [name for name in wanted if name not in there]
+        have, want = ",".join(there), ",".join(wanted)
+        problem = f"has no pictures of camera {', '.join(lacking)}" if lacking else f"shows {have} and not just {want}"
+        raise UserError(
+            f"{self.path} {problem}: train with --cameras={have}, or collect other data with --cameras={want}"
+        )
 
 
 def statistics(episodes: Episodes) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def encode_all(
       episodes: E episodes of T actions, so T+1 pictures, each.
       encode: uint8 [ROWS, h, w, 3] -> latents [ROWS, *latent_shape].
       vae: digest of the VAE.
-      config: the crop.
-      shift: [E, 2] pixels, of each episode's crop.
+      config: the cameras and the crop.
+      shift: [E, 2] pixels, of each episode's crop, the same for all cameras.
       latent_shape: (h, w, C).
 
     Returns:
@@ -66,7 +66,8 @@ def encode_all(
     """
     lengths = episodes.lengths() + 1
     seeds = [int(np.ravel(episodes.numbers(i)["seed"])[0]) for i in range(len(episodes))]
-    parts = [vae, episodes.meta, seeds, lengths.tolist(), config.crop, config.offset, shift.tolist(), latent_shape]
+    crops = [config.cameras, config.crop, config.offset, shift.tolist()]
+    parts = [vae, episodes.meta, seeds, lengths.tolist(), crops, latent_shape]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"latents-{name}.npy"
     if not path.exists():

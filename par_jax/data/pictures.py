@@ -1,4 +1,4 @@
-"""Pictures as the models see them: a centre crop, moved by a few pixels in training."""
+"""Pictures as the models see them: of each camera a centre crop, moved by a few pixels in training, side by side."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -23,26 +23,31 @@ class Demonstrations(Protocol):
         """Actions of each episode, [E]."""
 
     def pictures(self, i: int, steps: Sequence[int] | None = None) -> np.ndarray:
-        """Pictures of episode i before each control step and after the last: uint8 [T+1, H, W, 3]."""
+        """Pictures of episode i before each control step and after the last: uint8 [T+1, H, n*W, 3]."""
 
 
 def crop(pictures: np.ndarray, config: PictureConfig, shift: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """The crop that the model sees, `shift` pixels further down and right.
+    """The crop that the model sees of each camera, `shift` pixels further down and right, from left to right.
 
     Args:
-      pictures: [..., H, W, 3].
-      config: gives the crop's size and place.
-      shift: whole pixels; what would leave the picture stays at its edge.
+      pictures: [..., H, n*W, 3] of the n cameras of `config`; numpy or jax.
+      config: gives the cameras and the crop's size and place, which are the same for all of them.
+      shift: whole pixels; what would leave a camera's picture stays at its edge.
 
     Returns:
-      A view [..., crop height, crop width, 3].
+      [..., crop height, n * crop width, 3]; a view of the pictures of a single camera.
     """
+    *rest, height, width, colours = pictures.shape
+    cameras = len(config.cameras)
     places = []
-    sizes = zip(pictures.shape[-3:-1], config.crop, config.offset, shift, strict=True)
-    for size, wanted, offset, moved in sizes:
+    for size, wanted, offset, moved in zip((height, width // cameras), config.crop, config.offset, shift, strict=True):
         first = min(max((size - wanted) // 2 + offset + int(moved), 0), size - wanted)
         places.append(slice(first, first + wanted))
-    return pictures[..., *places, :]
+    if cameras == 1:
+        return pictures[..., *places, :]
+    rows, columns = places
+    parts = pictures.reshape(*rest, height, cameras, width // cameras, colours)[..., rows, :, columns, :]
+    return parts.reshape(*rest, *config.stitched, colours)
 
 
 def to_unit(pictures: np.ndarray) -> np.ndarray:

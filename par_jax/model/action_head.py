@@ -124,6 +124,11 @@ class ActionDiT(nnx.Module):
         chain = SCHEDULES[self.diffusion.chosen].chain(steps or self.diffusion.action_steps)
         # The chain's start, and each step's noise; samplers without noise of their own leave the rest undrawn.
         count = 1 + len(chain) * bool(chain.spread.any())
-        noise = jax.vmap(lambda key: jax.random.normal(key, (count, *self.shape), z.dtype), out_axes=1)(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (count, *self.shape)), out_axes=1)(keys)
         condition = self.condition(z, ahead)
-        return chain.run(lambda x, t: self(x, t[None], condition), noise[0], noise[1:])
+
+        def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+            return self(x.astype(z.dtype), t[None], condition).astype(jnp.float32)
+
+        # The chain's own sums are float32 whatever the denoiser computes in.
+        return chain.run(denoise, noise[0], noise[1:]).astype(z.dtype)

@@ -45,13 +45,11 @@ class Embedded(nnx.Module):
     def start(self, text: jax.Array) -> KVCache:
         """A cache that holds the instruction's tokens [B, K_text, E] in the place of their keys."""
         c, b = self.config, text.shape[0]
-        empty = jnp.zeros((0, b, c.context, self.package_tokens, c.heads, c.width // c.heads), text.dtype)
         ahead = jnp.zeros((b, (c.lookahead - 1) * c.chunk, c.action_dim), jnp.float32)
-        text = text.reshape(1, *text.shape[:2], c.heads, -1)
-        return KVCache(text, jnp.zeros_like(text[:0]), empty, jnp.zeros_like(empty), jnp.zeros(b, jnp.int32), ahead)
+        k = text[None, :, None]
+        return KVCache(k, jnp.zeros_like(k[:0]), jnp.int32(0), jnp.zeros(b, jnp.int32), ahead)
 
     def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array]:
         """As `VideoEncoder.step`: package [B, K_package, E] -> [B, K_o + K_text + K_package, E]."""
-        text = cache.text_k[0].reshape(*cache.text_k.shape[1:3], -1)
-        z = self(text, package[:, None], jnp.zeros(()))[:, 0]
+        z = self(cache.k[0, :, 0], package[:, None], jnp.zeros(()))[:, 0]
         return dataclasses.replace(cache, time=cache.time + 1), z

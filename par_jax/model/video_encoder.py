@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from par_jax.config import ModelConfig
-from par_jax.nn.attention import Block, attend
+from par_jax.nn.attention import Block, attend, attend_heads
 from par_jax.nn.layers import LayerNorm
 from par_jax.nn.masks import own_package_mask_at, package_mask, package_of
 from par_jax.nn.positions import action_angles, frame_angles
@@ -94,17 +94,17 @@ class VideoEncoder(nnx.Module):
             q, k, v = block.attn.project(x)
             return block.finish(x, attend(q, k, v)), (k, v)
 
-        _, (text_k, text_v) = self.stack.scan(body, text)
-        b = text.shape[0]
-        shape = (c.video_depth, b, c.context, self.package_tokens, c.heads, c.width // c.heads)
-        empty = jnp.zeros(shape, text_k.dtype)
+        _, prefix = self.stack.scan(body, text)
+        b, room = text.shape[0], c.context * self.package_tokens
+        k, v = (jnp.pad(jnp.swapaxes(part, 2, 3), ((0, 0),) * 3 + ((0, room), (0, 0))) for part in prefix)
         ahead = jnp.zeros((b, (c.lookahead - 1) * c.chunk, c.action_dim), jnp.float32)
-        return KVCache(text_k, text_v, empty, jnp.zeros_like(empty), jnp.zeros(b, jnp.int32), ahead)
+        return KVCache(k, v, jnp.int32(0), jnp.zeros(b, jnp.int32), ahead)
 
     def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array]:
         """One package through all layers, seeing what the cache holds.
 
-        The newest package takes the slot of the one that leaves the window, so the cost is constant.
+        The newest package takes the slot of the one that leaves the window, so the cost is constant. Keys and values are
+        carried through the layers and written in place, where a donated cache allows it: no layer's are copied.
 
         Args:
           cache: of B robots.
@@ -113,36 +113,31 @@ class VideoEncoder(nnx.Module):
         Returns:
           The cache with the package in it, and its outputs [B, K_package, E].
         """
-        c, b = self.config, package.shape[0]
-        slot = cache.time % c.context
         angles = self.angles(cache.time.astype(jnp.float32))
-        mask = self._step_mask(cache.time, slot)
+        mask = self._step_mask(cache.time, cache.slot)
+        first = self.text + cache.slot * self.package_tokens
 
-        def body(block: Block, x: jax.Array, kept: tuple) -> tuple[jax.Array, tuple]:
-            text_k, text_v, old_k, old_v = kept
-            q, k, v = block.attn.project(x, angles)
-            new_k, new_v = (_write(old, new, slot) for old, new in ((old_k, k), (old_v, v)))
-            keys, values = (
-                jnp.concatenate([prefix, ring.reshape(b, -1, *ring.shape[3:])], axis=1)
-                for prefix, ring in ((text_k, new_k), (text_v, new_v))
-            )
-            return block.finish(x, attend(q, keys, values, mask)), (new_k, new_v)
+        def body(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
+            x, *kept = carry
+            q, *new = block.attn.project(x, angles)
+            place = (layer, 0, 0, first, 0)
+            kept = [
+                jax.lax.dynamic_update_slice(old, jnp.swapaxes(part, 1, 2)[None], place)
+                for old, part in zip(kept, new, strict=True)
+            ]
+            keys, values = (jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in kept)
+            return (block.finish(x, attend_heads(q, keys, values, mask)), *kept), None
 
-        x, (k, v) = self.stack.scan(body, package, (cache.text_k, cache.text_v, cache.k, cache.v))
-        return dataclasses.replace(cache, k=k, v=v, time=cache.time + 1), self.norm(x)
+        layers = jnp.arange(self.stack.depth)
+        (x, k, v), _ = self.stack.scan(body, (package, cache.k, cache.v), layers)
+        slot = (cache.slot + 1) % self.config.context
+        return dataclasses.replace(cache, k=k, v=v, slot=slot, time=cache.time + 1), self.norm(x)
 
     def _step_mask(self, time: jax.Array, slot: jax.Array) -> jax.Array:
         """Who the newest package's tokens see: [B, K_package, K_text + W * K_package] bool."""
         size, window = self.package_tokens, self.config.context
-        place = jnp.arange(size)
+        place, age = jnp.arange(size), (slot - jnp.arange(window)) % window
         own = own_package_mask_at(place[:, None], place[None, :], self.frame_tokens)
-        filled = jnp.arange(window) < time[:, None]
-        mine = jnp.arange(window) == slot[:, None]
-        seen = jnp.where(mine[:, None, :, None], own[None, :, None, :], filled[:, None, :, None])
+        seen = jnp.where(age[:, None] == 0, own[:, None, :], (age <= time[:, None])[:, None, :, None])
         seen = seen.reshape(time.shape[0], size, window * size)
         return jnp.concatenate([jnp.ones((*seen.shape[:2], self.text), bool), seen], axis=-1)
-
-
-def _write(ring: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-    """Puts new [B, K, H, D] into ring [B, W, K, H, D] at each robot's slot [B]."""
-    return jax.vmap(lambda r, x, s: jax.lax.dynamic_update_index_in_dim(r, x, s, 0))(ring, new, slot)

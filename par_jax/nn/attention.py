@@ -20,7 +20,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     Args:
       mask: bool, broadcastable to [B, S, T]; True where a query sees a key. Every query must see some key.
     """
-    q, k, v = (jnp.moveaxis(x, -2, -3) for x in (q * q.shape[-1] ** -0.5, k, v))
+    return attend_heads(q, jnp.moveaxis(k, -2, -3), jnp.moveaxis(v, -2, -3), mask)
+
+
+def attend_heads(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """As `attend`, of keys and values whose heads lead, as a cache keeps them: k and v [B, H, T, D]."""
+    q = jnp.moveaxis(q * q.shape[-1] ** -0.5, -2, -3)
     if mask is not None:
         mask = mask[:, None] if mask.ndim == 3 else mask[None, None]
     if q.shape[-2] * k.shape[-2] < _MANY_SCORES:

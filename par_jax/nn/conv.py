@@ -76,7 +76,8 @@ class Conv(nnx.Module):
         kernel = self.kernel[...]
         clip = None
         if kernel.ndim == 5 and x.ndim == 4:
-            kernel = kernel.sum(0)
+            # Tap by tap: XLA's CPU code takes twenty times as long to reduce the first axis.
+            kernel = sum(kernel[1:].astype(jnp.float32), kernel[0].astype(jnp.float32))
         elif kernel.ndim == 4 and x.ndim == 5:
             clip, x = x.shape[:2], x.reshape(-1, *x.shape[2:])
         spatial = (self.padding, self.padding)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from par_jax.data import episodes as disk
 from par_jax.errors import UserError
 from par_jax.sim import vulkan
-from par_jax.sim.simulator import CAMERA, SHADER, resolve_device
+from par_jax.sim.simulator import SHADER, resolve_device
 from par_jax.sim.workers import Worker
 from par_jax.tasks import check_control_mode, get_task
 
@@ -34,7 +34,7 @@ class Settings:
     """What the demonstrations depend on.
 
     Attributes:
-      task, control_mode, picture_size, device: see `par_jax.sim.simulator.Simulator`.
+      task, control_mode, picture_size, device, cameras: see `par_jax.sim.simulator.Simulator`.
       seed_first: first seed of the expert's episodes.
       noise: whether the expert is disturbed.
       trajectories: ManiSkill's `.h5` file to replay instead of the expert; seeds and noise then mean nothing.
@@ -47,6 +47,7 @@ class Settings:
     seed_first: int = 0
     noise: bool = True
     trajectories: str | None = None
+    cameras: tuple[str, ...] = ("render",)
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "env_id": task.env_id,
         "instruction": task.instruction,
         "control_mode": settings.control_mode,
-        "camera": CAMERA,
+        "cameras": list(settings.cameras),
         "shader": SHADER,
         "picture_size": list(settings.picture_size),
         "device": resolve_device(settings.device),
@@ -182,7 +183,7 @@ def collect(settings: Settings, folder: Path, episodes: int, workers: int) -> st
         # Imported here: it brings torch, and a bad flag should be refused in a second.
         from par_jax.sim.replay import read_index
 
-        index = read_index(Path(settings.trajectories), settings.task, settings.control_mode)
+        index = read_index(Path(settings.trajectories), settings.task, settings.control_mode, settings.cameras)
         episodes = min(episodes, len(index))
     vulkan.check(described["device"])
     began = time.monotonic()

@@ -58,25 +58,29 @@ class Env:
         num_envs: int = 1,
         device: str = "cpu",
         apart: bool = False,
+        cameras: Sequence[str] = ("render",),
     ):
         """Makes the environments.
 
         Args:
           task: a name in `par_jax.tasks.TASKS`.
           control_mode: one of `par_jax.tasks.CONTROL_MODES`.
-          picture_size: height and width, pixels.
+          picture_size: height and width of each camera's pictures, pixels.
           max_steps: step limit of an episode.
           num_envs: B.
           device: `cpu`, or `cuda` or `gpu`: as `par_jax.sim.simulator.Simulator` takes it.
           apart: keep torch's CUDA out of this process.
+          cameras: names in `par_jax.tasks.CAMERAS`; their pictures are stitched from left to right.
 
         Raises:
-          UserError: unknown task or control mode, no usable Vulkan driver, no GPU that torch can use, or none
+          UserError: unknown task, control mode or camera, no usable Vulkan driver, no GPU that torch can use, or none
             that jax can where CUDA tensors come its way.
         """
         get_task(task)
         on_cpu = device == "cpu"
-        arguments: dict[str, Any] = dict(task=task, control_mode=control_mode, picture_size=picture_size, device=device)
+        arguments: dict[str, Any] = dict(
+            task=task, control_mode=control_mode, picture_size=picture_size, device=device, cameras=tuple(cameras)
+        )
         if on_cpu and num_envs > 1:
             self.simulator: Simulator | Processes = Processes([1] * num_envs, **arguments)
         elif apart:
@@ -101,7 +105,7 @@ class Env:
           seeds: B of them.
 
         Returns:
-          the first pictures, u8 [B, H, W, 3].
+          the first pictures, u8 [B, H, n*W, 3].
         """
         self.simulator.reset(seeds)
         self._elapsed[:] = 0
@@ -125,9 +129,9 @@ class Env:
         return Step(reward, success, elapsed, elapsed >= self.max_steps)
 
     def render(self) -> jax.Array:
-        """What the human render camera sees now, u8 [B, H, W, 3].
+        """What the n cameras see now, u8 [B, H, n*W, 3].
 
-        On a GPU it is the renderer's own buffer, which the next call overwrites: copy what must stay.
+        On a GPU one camera's is the renderer's own buffer, which the next call overwrites: copy what must stay.
         """
         picture = self.simulator.picture()
         return jnp.asarray(picture) if isinstance(self.simulator, Processes) else bridge.to_jax(picture)

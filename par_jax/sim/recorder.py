@@ -9,7 +9,7 @@ Axes: T actions, T+1 pictures, A action numbers, J joints.
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +70,18 @@ class Recorder:
         picture_size: tuple[int, int] = (128, 128),
         device: str = "cpu",
         noise: bool = True,
+        cameras: Sequence[str] = ("render",),
     ):
         """Makes the simulator.
 
         Args:
-          task, control_mode, picture_size, device: as `par_jax.sim.simulator.Simulator`.
+          task, control_mode, picture_size, device, cameras: as `par_jax.sim.simulator.Simulator`.
           noise: whether the expert is disturbed.
 
         Raises:
           UserError: as the simulator.
         """
-        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False)
+        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
         self.hand = make_hand(self.simulator)
         self.max_steps = get_task(task).max_steps
         self.expert = EXPERTS[task]

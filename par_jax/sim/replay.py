@@ -5,7 +5,7 @@ successes are used.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,20 @@ from par_jax.data import episodes as disk
 from par_jax.errors import UserError
 from par_jax.sim.recorder import numbers, png
 from par_jax.sim.simulator import Simulator
-from par_jax.tasks import get_task
+from par_jax.tasks import CAMERAS, get_robot, get_task
 
 
-def read_index(path: Path, task: str, control_mode: str) -> list[dict[str, Any]]:
+def read_index(path: Path, task: str, control_mode: str, cameras: Sequence[str] = ("render",)) -> list[dict[str, Any]]:
     """The successful episodes that a trajectory file's `.json` lists, each with its `episode_id`.
 
     Args:
       path: of the `.h5` file.
       task: that it must be of.
       control_mode: that its actions must be in.
+      cameras: through which it will be seen; its arm must be the one that carries them.
 
     Raises:
-      UserError: a file is missing or damaged, of another environment or control mode, has no states, no success, or is
-        not from one arm on a CPU or GPU ManiSkill scene.
+      UserError: a file is missing or damaged, of another environment, control mode or arm, has no states or no success.
     """
     import h5py
 
@@ -56,11 +56,24 @@ def read_index(path: Path, task: str, control_mode: str) -> list[dict[str, Any]]
             for episode in usable:
                 if "env_states" not in file[f"traj_{episode['episode_id']}"]:
                     raise UserError(f"{path} has no env_states to replay: record with record_env_state=True")
+                _check_arm(path, list(file[f"traj_{episode['episode_id']}/env_states/articulations"]), task, cameras)
     except (OSError, KeyError) as error:
         raise UserError(f"{path} is damaged or cut off: {error}") from error
     if not usable:
         raise UserError(f"{path} holds no successful trajectory")
     return usable
+
+
+def _check_arm(path: Path, found: list[str], task: str, cameras: Sequence[str]) -> None:
+    """Refuses another arm's recording: it begins in another pose, which no rollout with these cameras would meet."""
+    wanted = get_robot(task, cameras)
+    if wanted not in found:
+        fitting = [name for name in CAMERAS if get_robot(task, [name]) in found]
+        advice = f"use --cameras={','.join(fitting)}, or " if fitting else ""
+        raise UserError(
+            f"{path} was recorded with the robot {', '.join(found)}, but --cameras={','.join(cameras)} means {wanted}: "
+            f"{advice}record it with robot_uids={wanted}"
+        )
 
 
 def _succeeded(file: Any, episode: dict[str, Any]) -> bool:
@@ -73,19 +86,27 @@ def _succeeded(file: Any, episode: dict[str, Any]) -> bool:
 class Replayer:
     """Makes demonstrations from a trajectory file; lives in a worker process."""
 
-    def __init__(self, path: str, task: str, control_mode: str, picture_size: tuple[int, int], device: str = "cpu"):
+    def __init__(
+        self,
+        path: str,
+        task: str,
+        control_mode: str,
+        picture_size: tuple[int, int],
+        device: str = "cpu",
+        cameras: Sequence[str] = ("render",),
+    ):
         """Makes the simulator.
 
         Args:
           path: of the `.h5` file.
-          task, control_mode, picture_size, device: as `par_jax.sim.simulator.Simulator`.
+          task, control_mode, picture_size, device, cameras: as `par_jax.sim.simulator.Simulator`.
 
         Raises:
           UserError: as `read_index` and the simulator.
         """
         self.path = Path(path)
-        self.index = read_index(self.path, task, control_mode)
-        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False)
+        self.index = read_index(self.path, task, control_mode, cameras)
+        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
 
     def episode(self, number: int) -> dict[str, np.ndarray]:
         """The `number`-th successful trajectory as a record of `par_jax.data.episodes` (without `executed`)."""

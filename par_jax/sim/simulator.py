@@ -4,19 +4,17 @@ Axes: B environments, H W picture, A action numbers, J joints.
 """
 
 import gc
+import logging
 import os
 import warnings
 from collections.abc import Sequence
 
 from par_jax.errors import UserError
 from par_jax.sim import vulkan
-from par_jax.tasks import check_control_mode, get_task
-
-CAMERA = "human_render"
-"""Every picture is the human render camera's: the sensor camera hides PickCube's goal."""
+from par_jax.tasks import CAMERAS, check_control_mode, get_cameras, get_robot, get_task
 
 SHADER = "default"
-"""Of that camera, as in RDT's evaluation: ManiSkill's own choice, `minimal`, has a black sky and strided pixels."""
+"""Of the cameras, as in RDT's evaluation: ManiSkill's own choice, `minimal`, has a black sky and strided pixels."""
 
 
 def resolve_device(device: str) -> str:
@@ -57,6 +55,7 @@ class Simulator:
       on_gpu: whether actions, rewards and pictures are CUDA tensors.
       action_dim: A.
       control_freq: control steps a second.
+      cameras: names in `par_jax.tasks.CAMERAS`, of a picture's parts from left to right.
     """
 
     def __init__(
@@ -67,33 +66,38 @@ class Simulator:
         num_envs: int = 1,
         device: str = "cpu",
         reward: bool = True,
+        cameras: Sequence[str] = ("render",),
     ):
         """Makes the environment.
 
         Args:
           task: a name in `par_jax.tasks.TASKS`.
           control_mode: one of `par_jax.tasks.CONTROL_MODES`.
-          picture_size: height and width of pictures, pixels.
+          picture_size: height and width of each camera's pictures, pixels.
           num_envs: B; more than one needs a GPU.
           device: `cpu`, `cuda` or `gpu`.
           reward: whether steps compute ManiSkill's normalised dense reward (zeros otherwise, and faster).
+          cameras: names in `par_jax.tasks.CAMERAS`; `hand` asks for the arm that carries it.
 
         Raises:
           UserError: unknown names, no usable Vulkan driver, no such device.
         """
         spec = get_task(task)
         check_control_mode(control_mode)
+        self.cameras = get_cameras(",".join(cameras))
         device = resolve_device(device)
         if num_envs > 1 and device == "cpu":
             raise UserError("ManiSkill batches environments on a GPU only: on a CPU use one process each (EnvPool)")
         vulkan.check(device)
         os.environ.setdefault("LP_NUM_THREADS", "1")
         import gymnasium
-        import mani_skill.envs  # noqa: F401  registers the tasks
+        import mani_skill.envs  # registers the tasks
         import torch
 
         torch.set_num_threads(1)
+        mani_skill.logger.addFilter(_worth_saying)
         height, width = picture_size
+        shown = dict(width=width, height=height, shader_pack=SHADER)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._wrapped = gymnasium.make(
@@ -103,7 +107,9 @@ class Simulator:
                 control_mode=control_mode,
                 reward_mode="normalized_dense" if reward else "none",
                 render_mode="rgb_array",
-                human_render_camera_configs=dict(width=width, height=height, shader_pack=SHADER),
+                robot_uids=get_robot(task, self.cameras),
+                human_render_camera_configs=shown,
+                sensor_configs=shown if any(CAMERAS[name].sensor for name in self.cameras) else {},
                 sim_backend="physx_cuda" if num_envs > 1 else "physx_cpu",
                 render_backend="cpu" if device == "cpu" else "cuda",
             )
@@ -159,12 +165,32 @@ class Simulator:
         return self.env.agent.robot.get_qpos()
 
     def picture(self):
-        """What the human render camera sees: torch uint8 [B, H, W, 3], on the GPU if `on_gpu`.
+        """What the n cameras see, from left to right: torch uint8 [B, H, n*W, 3], contiguous, on the GPU if `on_gpu`.
 
-        There it is the renderer's own buffer: copy what must outlive the next call. On the CPU it is a fresh one.
+        There one camera's is the renderer's own buffer: copy what must outlive the next call. Otherwise it is fresh.
+
+        Every camera shows the goal. ManiSkill hides PickCube's from its sensors, because it tells it to policies as
+        numbers; ours have pictures only, and the render camera shows it, too.
         """
-        return self.env.render_rgb_array()
+        import torch
+
+        scene, cameras = self.env.scene, [CAMERAS[name] for name in self.cameras]
+        for hidden in self.env._hidden_objects:
+            hidden.show_visual()
+        sensors = [camera.sensor for camera in cameras]
+        scene.update_render(update_sensors=any(sensors), update_human_render_cameras=not all(sensors))
+        pictures = []
+        for camera in cameras:
+            drawn = (scene.sensors if camera.sensor else scene.human_render_cameras)[camera.uid]
+            drawn.capture()
+            pictures.append(drawn.get_obs(rgb=True, depth=False, position=False, segmentation=False)["rgb"])
+        return pictures[0] if len(pictures) == 1 else torch.cat(pictures, dim=2)
 
     def close(self) -> None:
         """Frees the scene."""
         self._wrapped.close()
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """All that ManiSkill logs, but its doubts about arms that a task does not list: `panda_wristcam` does all three."""
+    return "list of supported robots" not in record.getMessage()

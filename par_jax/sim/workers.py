@@ -160,7 +160,7 @@ class Chunk:
     """What came of executing some actions.
 
     Attributes:
-      pictures: u8 [K, H, W, 3]: after the last executed action (K = 1), or after each (K = steps).
+      pictures: u8 [K, H, n*W, 3], all n cameras': after the last executed action (K = 1), or after each (K = steps).
       success: whether a state was a success.
       steps: actions executed.
       reward: their rewards' sum (ManiSkill's normalised dense reward, at most 1 a step).
@@ -315,7 +315,7 @@ class EnvPool:
 
         Args:
           n: how many.
-          **arguments: as `EnvServer`: task, control_mode, picture_size, max_steps, device, reward.
+          **arguments: as `EnvServer`: task, control_mode, picture_size, cameras, max_steps, device, reward.
         """
         self.workers = [Worker("par_jax.sim.workers:EnvServer", **arguments) for _ in range(n)]
 

@@ -113,6 +113,30 @@ def test_other_data_is_refused(folder, wanted, says):
         Episodes(folder, **wanted)
 
 
+@pytest.mark.parametrize(
+    ("there", "wanted", "says"),
+    [
+        (["render"], ("render", "hand"), "has no pictures of camera hand: train with --cameras=render, or collect "
+         "other data with --cameras=render,hand$"),
+        (["render"], ("base", "hand"), "no pictures of camera base, hand:"),
+        (["render", "hand"], ("render",), "shows render,hand and not just render: train with --cameras=render,hand"),
+        (["render", "hand"], ("hand", "render"), "shows render,hand and not just hand,render:"),
+    ],
+)  # fmt: skip
+def test_other_cameras_are_refused(folder, there, wanted, says):
+    change(folder, cameras=there)
+    with pytest.raises(UserError, match=says):
+        Episodes(folder, cameras=wanted)
+    assert Episodes(folder, cameras=there).meta["cameras"] == there
+
+
+def test_folders_from_before_there_were_cameras_saw_through_the_render_camera(folder):
+    assert "cameras" not in json.loads((folder / disk.META).read_text())
+    assert Episodes(folder, cameras=("render",)).meta["cameras"] == ["render"]
+    with pytest.raises(UserError, match="no pictures of camera hand"):
+        Episodes(folder, cameras=("render", "hand"))
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(UserError, match="no data folder.*experiments.collect"):
         Episodes(tmp_path / "nothing")

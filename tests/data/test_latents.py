@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_latents_are_those_of_each_episode_s_crop(tmp_path, episodes):
         for i in range(len(episodes))
     ]
     np.testing.assert_array_equal(made, np.concatenate(wanted).astype(np.float16))
+
+
+def test_latents_of_other_cameras_are_others(tmp_path):
+    episodes = Episodes(make_demos(tmp_path / "data", cameras=("render", "hand")))
+    calls = []
+
+    def encode(pictures):
+        calls.append(pictures)
+        return np.zeros((latents.ROWS, 2, 2, 3))
+
+    shift = np.zeros((len(episodes), 2), int)
+    for cameras in (("render", "hand"), ("hand", "render"), ("render", "hand")):
+        picture = dataclasses.replace(SMALL.picture, cameras=cameras)
+        encode_all(tmp_path / "latents", episodes, encode, "a", picture, shift, (2, 2, 3))
+    assert len(list((tmp_path / "latents").glob("*.npy"))) == 2
+    assert {pictures.shape for pictures in calls} == {(latents.ROWS, 32, 64, 3)}
 
 
 def test_shifts_move_training_episodes_only(episodes):

@@ -1,12 +1,13 @@
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from par_jax.config import PictureConfig
 from par_jax.data.episodes import Episodes
 from par_jax.data.pictures import crop, picture_batches, sample_pictures, split_episodes, to_unit
-from tests.demos import SMALL, make_demos
+from tests.demos import SMALL, TWO_CAMERAS, make_demos
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,34 @@ def test_crop_is_centred_and_shifts_down_and_right():
     np.testing.assert_array_equal(crop(picture[None], config, (9, -9))[0], picture[4:10, 0:8])
     low = dataclasses.replace(config, offset=(1, 2))
     np.testing.assert_array_equal(crop(picture, low, (-1, 0)), picture[2:8, 5:13])
+
+
+@pytest.mark.parametrize("cameras", [1, 2, 3])
+@pytest.mark.parametrize("shift", [(0, 0), (2, -1), (9, 9)])
+def test_each_camera_is_cropped_alike_and_stitched_from_left_to_right(cameras, shift):
+    config = PictureConfig(cameras=("render", "hand", "base")[:cameras], size=(10, 14), crop=(6, 8), offset=(1, 0))
+    alone = dataclasses.replace(config, cameras=("render",))
+    parts = np.random.default_rng(0).integers(0, 256, (cameras, 2, 5, 10, 14, 3), np.uint8)
+    wanted = np.concatenate([crop(part, alone, shift) for part in parts], axis=-2)
+    seen = crop(np.concatenate(list(parts), axis=-2), config, shift)
+    assert seen.shape == (2, 5, *config.stitched, 3)
+    np.testing.assert_array_equal(seen, wanted)
+    np.testing.assert_array_equal(crop(jnp.asarray(np.concatenate(list(parts), axis=-2)), config, shift), wanted)
+
+
+def test_the_crop_of_one_camera_is_a_view():
+    picture = np.zeros((4, 10, 14, 3), np.uint8)
+    assert np.shares_memory(crop(picture, PictureConfig(size=(10, 14), crop=(6, 8))), picture)
+
+
+def test_batches_of_several_cameras(tmp_path):
+    episodes = Episodes(make_demos(tmp_path / "data", cameras=("render", "hand")))
+    batch = next(picture_batches(episodes, np.arange(5), TWO_CAMERAS.picture, 8, seed=1))
+    assert batch.shape == (8, 32, 64, 3)
+    # Each half shows its own camera's square.
+    assert np.all(batch[:, :, :32].max((1, 2)) == (250, 90, 90))
+    assert np.all(batch[:, :, 32:].max((1, 2)) == (90, 90, 240))
+    assert sample_pictures(episodes, np.arange(5), TWO_CAMERAS.picture, 3).shape == (3, 32, 64, 3)
 
 
 def test_unit_range():

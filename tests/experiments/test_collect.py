@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -133,12 +134,24 @@ def test_a_damaged_shard_is_made_anew(fake, tmp_path):
 
 def test_other_settings_are_refused_by_name(fake, tmp_path):
     collect.collect(SMALL, tmp_path / "out", 5, 1)
-    other = Settings("pushcube", control_mode="pd_ee_delta_pose", picture_size=(64, 64))
-    with pytest.raises(
-        UserError, match=r"control_mode 'pd_joint_pos' there.*picture_size \[48, 64\] there, \[64, 64\]"
-    ):
+    other = Settings("pushcube", "pd_ee_delta_pose", picture_size=(64, 64), cameras=("render", "hand"))
+    says = (
+        r"control_mode 'pd_joint_pos' there.*cameras \['render'\] there, \['render', 'hand'\] asked for.*picture_size"
+    )
+    with pytest.raises(UserError, match=says):
         collect.collect(other, tmp_path / "out", 5, 1)
     assert len(Episodes(tmp_path / "out")) == 5
+
+
+def test_a_folder_from_before_there_were_cameras_goes_on(fake, tmp_path):
+    collect.collect(SMALL, tmp_path / "out", 5, 1)
+    meta = disk.read_meta(tmp_path / "out")
+    del meta["cameras"]
+    disk.write_meta(tmp_path / "out", meta)
+    with pytest.raises(UserError, match="cameras"):
+        collect.collect(dataclasses.replace(SMALL, cameras=("base",)), tmp_path / "out", 30, 1)
+    collect.collect(SMALL, tmp_path / "out", 30, 1)
+    assert Episodes(tmp_path / "out", cameras=("render",)).meta["cameras"] == ["render"]
 
 
 def test_a_folder_of_something_else_is_not_touched(fake, tmp_path):
@@ -204,6 +217,8 @@ def command(*flags, **environment):
         (["--task=pushcube"], {"VK_ICD_FILENAMES": "/nonexistent"}, "mesa-vulkan-drivers"),
         (["--task=pushcube", "--device=gpu"], {"CUDA_VISIBLE_DEVICES": ""}, "no CUDA GPU here"),
         (["--task=pushcube", "--control_mode=telepathy"], {}, "unknown control mode"),
+        (["--task=pushcube", "--cameras=render,wrist"], {}, "unknown camera 'wrist': name one or more of render, base"),
+        (["--task=pushcube", "--cameras=hand,hand"], {}, "camera hand is named twice"),
         (["--task=pushcube", "--from=/nothing.h5"], {}, "no trajectory file /nothing.h5"),
         (["pushcube"], {}, "unexpected argument 'pushcube'"),
     ],

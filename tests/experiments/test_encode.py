@@ -9,8 +9,8 @@ from par_jax.config import PRESETS
 from par_jax.errors import UserError
 from par_jax.train import Result
 from tests.demos import SMALL, make_demos
+from tests.flags import training_flags
 from tests.model.random_vae import make_vae
-from tests.small_finetune import flag_values
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def given(monkeypatch, tmp_path):
     make_demos(tmp_path / "data")
 
     def call(command, **changes):
-        values = flag_values(data=str(tmp_path / "data"), workdir=str(tmp_path / "run"), **changes)
+        values = training_flags(data=str(tmp_path / "data"), workdir=str(tmp_path / "run"), **changes)
         for module in (training, command):
             monkeypatch.setattr(module, "FLAGS", values)
         command.main()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from par_jax.config import PRESETS, TINY
 from par_jax.errors import UserError
 from par_jax.nn.stack import KEPT
 from tests.demos import SMALL, make_demos
-from tests.small_finetune import flag_values
+from tests.flags import training_flags
 
 _ROOT = Path(__file__).parents[2]
 
@@ -38,7 +37,7 @@ def command(monkeypatch, tmp_path, data):
     monkeypatch.setattr(devices, "keep_compiled", lambda _: None)
 
     def call(**changes: object) -> None:
-        values = flag_values(**{"data": str(data), "workdir": str(tmp_path / "run"), **changes})
+        values = training_flags(**{"data": str(data), "workdir": str(tmp_path / "run"), **changes})
         for module in (training, finetune):
             monkeypatch.setattr(module, "FLAGS", values)
         finetune.main()
@@ -72,6 +71,13 @@ def command(monkeypatch, tmp_path, data):
         ({"data": "nowhere"}, "no data folder at nowhere"),
         ({"vae": "nowhere"}, "nowhere holds no checkpoint"),
         ({"preset": "par"}, "begins with converted NOVA: give --init"),
+        ({"preset": "physgen"}, "LoRA adapts weights that are there: give --init"),
+        ({"preset": "physgen", "lora_rank": 0}, "begins with converted NOVA: give --init"),
+        ({"variant": "half"}, "unknown variant 'half': choose one of full, no_transformer"),
+        ({"sampler": "ddim"}, "with the noise schedule 'flow' choose one of flow"),
+        ({"schedule": "edm"}, "unknown noise schedule 'edm'"),
+        ({"cameras": "render,side"}, "'side'"),
+        ({"cameras": "render,base"}, "base"),
         ({"init": "nowhere"}, "nowhere is no converted checkpoint"),
         ({"init": "nowhere", "stage": "vae"}, "--init brings its own frame VAE"),
     ],
@@ -98,14 +104,13 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(command, monkeypatch, num
 
 
 def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
-    flags = {"preset": "tiny", "steps": 7, "batch": 3, "learning_rate": 1e-5, "dtype": "bfloat16", "vae_steps": None}
-    flags |= {"init": None, "accumulate": 3}
-    monkeypatch.setattr(training, "FLAGS", SimpleNamespace(stage="policy", remat="dots", **flags))
+    flags = {"preset": "tiny", "steps": 7, "batch": 3, "learning_rate": 1e-5, "dtype": "bfloat16", "accumulate": 3}
+    monkeypatch.setattr(training, "FLAGS", training_flags(remat="dots", **flags))
     config = training.configuration()
     assert (config.train.steps, config.train.batch, config.train.dtype) == (7, 3, "bfloat16")
     assert (config.train.remat, config.train.accumulate) == ("dots", 3)
     assert config.vae_train == TINY.vae_train
-    monkeypatch.setattr(training, "FLAGS", SimpleNamespace(stage="vae", remat=None, **flags))
+    monkeypatch.setattr(training, "FLAGS", training_flags(stage="vae", **flags))
     config = training.configuration()
     assert config.train == TINY.train
     assert (config.vae_train.steps, config.vae_train.learning_rate, config.vae_train.accumulate) == (7, 1e-5, 3)
@@ -113,6 +118,14 @@ def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
 
 def test_every_remat_has_a_name_among_the_flags():
     assert tuple(KEPT) == training.CHOICES["remat"]
+
+
+def test_flags_change_the_model(monkeypatch):
+    changes = {"variant": "bins", "lookahead": 3, "schedule": "ddpm", "sampler": "ddim", "action_steps": 7}
+    monkeypatch.setattr(training, "FLAGS", training_flags(preset="tiny", **changes))
+    config = training.configuration()
+    assert (config.model.action_head, config.model.lookahead) == ("bins", 3)
+    assert (config.diffusion.chosen, config.diffusion.action_steps) == ("ddim", 7)
 
 
 class Runs:

@@ -6,7 +6,7 @@ import functools
 import json
 import subprocess
 import sys
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from experiments import rollout
-from par_jax import checkpoint, evaluation
-from par_jax.config import to_dict
+from par_jax import evaluation
+from par_jax.config import TINY, to_dict
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
@@ -35,6 +34,7 @@ _META = {
 
 
 class FakePolicy:
+    config = TINY
     step = 7
     params = {"kernel": np.arange(4.0, dtype=np.float32)}
 
@@ -94,7 +94,8 @@ def command(tmp_path, monkeypatch):
     }
     pools: list[FakePool] = []
 
-    def pool(task: str, meta: dict, max_steps: int, workers: int) -> Any:
+    def pool(task: str, meta: dict, cameras: tuple[str, ...], max_steps: int, workers: int) -> Any:
+        assert cameras == ("render",)
         pools.append(FakePool(workers))
         return nullcontext(pools[-1])
 
@@ -129,6 +130,7 @@ def test_the_command_writes_rows_videos_and_a_summary(command, capsys):
     assert summary["latency_ms"]["median"] > 0
     assert summary["checkpoint"]["step"] == 7
     assert summary["versions"]["jax"] == jax.__version__
+    assert summary["cameras"] == ["render"]
     assert summary["seeds"] == [row["seed"] for row in rows]
     assert sorted(p.name for p in (out / "videos").iterdir()) == ["20241201-0.mp4", "20241201-0.png"]
     said = capsys.readouterr().out
@@ -254,7 +256,7 @@ def test_no_vulkan_is_one_sentence_before_the_simulator_starts(monkeypatch):
 
     monkeypatch.setattr(vulkan, "check", missing)
     with pytest.raises(UserError, match="no Vulkan driver"):
-        rollout._pool("pushcube", _META, 400, 2)
+        rollout._pool("pushcube", _META, ("render",), 400, 2)
 
 
 def test_the_shell_sees_one_sentence_and_a_status():
@@ -262,16 +264,6 @@ def test_the_shell_sees_one_sentence_and_a_status():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: unknown task 'foldcloth': choose one of pushcube, pickcube, stackcube"
-
-
-def _untrained(folder: Path, make: Any, meta: dict) -> None:
-    """A run's folder with random parameters; drawing those that training starts from would be compiled first."""
-    random = np.random.default_rng(0)
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: make(nnx.Rngs(0)))))
-    params = jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
-    checkpoint.write_json(folder / "config.json", meta)
-    with closing(checkpoint.Checkpoints(folder)) as checkpoints:
-        checkpoints.save(1, {"ema": params}, {})
 
 
 def test_a_checkpoint_rolls_out_in_the_real_simulator_the_same_twice(tmp_path, monkeypatch):
@@ -283,8 +275,8 @@ def test_a_checkpoint_rolls_out_in_the_real_simulator_the_same_twice(tmp_path, m
         "dataset": {"control_mode": "pd_joint_pos", "picture_size": list(config.picture.size)},
         "statistics": {"low": [-1.0] * 8, "high": [1.0] * 8},
     }
-    _untrained(tmp_path / "run", lambda rngs: PAR(config, rngs=rngs), meta)
-    _untrained(tmp_path / "run" / "vae", lambda rngs: VAE(config.vae, rngs=rngs), meta | {"stage": "vae"})
+    demos.make_run(tmp_path / "run", lambda rngs: PAR(config, rngs=rngs), meta)
+    demos.make_run(tmp_path / "run" / "vae", lambda rngs: VAE(config.vae, rngs=rngs), meta | {"stage": "vae"})
     short = dataclasses.replace(evaluation.PROTOCOLS["rdt"], max_steps=20)
     monkeypatch.setitem(evaluation.PROTOCOLS, "rdt", short)
     monkeypatch.setattr(rollout.Policy, "load", functools.cache(rollout.Policy.load))  # compiled once

@@ -1,10 +1,12 @@
 import json
 import shutil
 import warnings
+from io import BytesIO
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from par_jax.data.episodes import Episodes
 from par_jax.errors import UserError
@@ -66,10 +68,6 @@ def test_replayed_states_give_the_recorded_pictures(recorded, simulators, monkey
     assert episode["seed"].tolist() == [4]
     assert len(episode["qpos"]) == len(episode["picture_ends"]) == len(pictures) == len(episode["action"]) + 1
     starts = [0, *episode["picture_ends"][:-1]]
-    from io import BytesIO
-
-    from PIL import Image
-
     data = episode["picture_bytes"].tobytes()
     decoded = np.stack(
         [np.asarray(Image.open(BytesIO(data[a:b]))) for a, b in zip(starts, episode["picture_ends"], strict=True)]
@@ -86,6 +84,29 @@ def test_the_whole_way_to_a_data_folder(recorded, tmp_path):
     assert len(data) == 1
     assert data.meta["source"] == str(recorded[0])
     np.testing.assert_array_equal(data.numbers(0)["seed"], [4])
+
+
+def test_a_recording_can_be_seen_through_other_cameras(recorded, simulators, monkeypatch):
+    """The base camera beside the render camera: it hides neither the cube nor the goal."""
+    simulator = simulators("pickcube", cameras=("base", "render"))
+    monkeypatch.setattr("par_jax.sim.replay.Simulator", lambda *args, **kwargs: simulator)
+    path, pictures = recorded
+    episode = Replayer(str(path), "pickcube", "pd_joint_pos", (64, 96), cameras=("base", "render")).episode(0)
+    first = Image.open(BytesIO(episode["picture_bytes"][: episode["picture_ends"][0]].tobytes()))
+    base, render = np.split(np.asarray(first).astype(int), 2, 1)
+    assert (np.abs(render - pictures[0]).max(-1) > 8).mean() < 1e-3
+    assert (np.abs(base - pictures[0]).max(-1) > 8).mean() > 0.5
+
+
+def test_another_arm_s_recording_is_refused(recorded, tmp_path):
+    """Its wrist begins a quarter turn away from where rollouts with these cameras would begin."""
+    settings = Settings("pickcube", trajectories=str(recorded[0]), cameras=("render", "hand"))
+    says = (
+        "recorded with the robot panda, but --cameras=render,hand means panda_wristcam: use --cameras=render,base, or"
+    )
+    with pytest.raises(UserError, match=says):
+        collect(settings, tmp_path / "out", 1, 1)
+    assert not (tmp_path / "out").exists()
 
 
 def edit(path, change):

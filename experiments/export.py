@@ -1,0 +1,48 @@
+"""Writes a trained policy's step as compiled programs and weights, to be called without this package.
+
+python -m experiments.export --checkpoint=runs/pushcube --out=exported/pushcube
+"""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+
+from experiments import app, devices
+from experiments.model_flags import define_sampling_flags, sampled
+from par_jax.config import Config
+from par_jax.errors import UserError
+from par_jax.export import PLATFORMS, export
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", None, "A trained run's --workdir.")
+    flags.DEFINE_string("out", None, "Folder to write.")
+    flags.DEFINE_integer("batch", 1, "Robots that act together.", lower_bound=1)
+    flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], f"Where it shall run: of {', '.join(PLATFORMS)}.")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and computation; training's by default.")
+    define_sampling_flags()
+
+
+def main() -> None:
+    """The command."""
+    if not FLAGS.checkpoint or not FLAGS.out:
+        raise UserError("say what to export and where to: --checkpoint=runs/pushcube --out=exported/pushcube")
+    devices.choose("cpu")
+    export(Path(FLAGS.checkpoint), Path(FLAGS.out), FLAGS.batch, FLAGS.platforms, adjusted)
+    size = sum(path.stat().st_size for path in Path(FLAGS.out).iterdir()) / 2**20
+    print(f"{FLAGS.out}: {size:.1f} MiB; python experiments/run_exported.py {FLAGS.out} calls it")
+
+
+def adjusted(config: Config) -> Config:
+    """The checkpoint's configuration with the flags' changes."""
+    dtype = FLAGS.dtype or config.train.dtype
+    return dataclasses.replace(sampled(config, FLAGS), train=dataclasses.replace(config.train, dtype=dtype))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

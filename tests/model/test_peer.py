@@ -1,0 +1,146 @@
+"""PAR in Flax against PAR in PyTorch (tests/reference/par.py): float32, the same weights, inputs and draws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from par_jax import losses, sampling
+from par_jax.checkpoint import flatten
+from par_jax.config import LoRAConfig, PictureConfig
+from par_jax.model.par import PAR
+from par_jax.model.vae import VAE
+from par_jax.nn.functional import Functional
+from par_jax.policy import PhysicalStep
+from tests.model.conftest import SMALL, make_batch, random_params
+from tests.reference.draws import action_noise, policy_draws
+from tests.reference.par import make
+
+STEPS = 5
+# What differs in the presets: positions, the prompt's kind, look-ahead, adapters, rematerialisation.
+VARIANTS = {
+    "tiny": SMALL,
+    "par": dataclasses.replace(
+        SMALL,
+        text=dataclasses.replace(SMALL.text, kind="phi"),
+        model=dataclasses.replace(SMALL.model, positions="absolute"),
+        train=dataclasses.replace(SMALL.train, remat="full"),
+    ),
+    "physgen": dataclasses.replace(
+        SMALL,
+        picture=PictureConfig(cameras=("render", "hand"), size=(56, 40), crop=(32, 24)),
+        model=dataclasses.replace(SMALL.model, positions="rotary", lookahead=3),
+        lora=LoRAConfig(rank=2, alpha=3.0),
+    ),
+}
+
+pytestmark = pytest.mark.usefixtures("hasty")
+
+
+def close(ours, theirs, limit=1e-5):
+    """Relative to the whole array's size."""
+    ours, theirs = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x) for x in (ours, theirs))
+    assert ours.shape == theirs.shape
+    assert np.linalg.norm(ours - theirs) <= limit * np.linalg.norm(theirs)
+
+
+def tensors(tree):
+    return {name: torch.tensor(np.asarray(leaf)) for name, leaf in flatten(tree).items()}
+
+
+@dataclasses.dataclass
+class Case:
+    """Both models, with the same weights, and inputs."""
+
+    def __init__(self, config):
+        self.config = config
+        self.par = Functional(lambda rngs: PAR(config, rngs=rngs))
+        vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
+        self.params = {"par": random_params(self.par), "vae": random_params(vae, seed=2)}
+        self.batch = make_batch(config, n=STEPS)
+        if config.text.kind == "phi":
+            text = np.random.default_rng(3).normal(size=(2, config.text.tokens, config.text.dim))
+            self.batch = dataclasses.replace(self.batch, text=jnp.asarray(text, jnp.float32))
+        self.given = tensors(self.batch)
+        self.peer = make(
+            config, *({n: np.asarray(x) for n, x in flatten(self.params[k]).items()} for k in ("par", "vae"))
+        )
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def case(request):
+    return Case(VARIANTS[request.param])
+
+
+def test_the_cached_pass_and_the_whole_step_beyond_the_context(case):
+    """From pictures to actions, five packages through a window of three; the look-ahead travels in the cache."""
+    config, m, physical = case.config, case.config.model, PhysicalStep(case.config)
+    rng = np.random.default_rng(1)
+    pictures = rng.integers(0, 256, (STEPS, 2, *config.picture.stitched, 3), np.uint8)
+    start, act = jax.jit(physical.start), jax.jit(physical.act)
+    cache = start(case.params, case.batch.text)
+    executed = jnp.zeros((2, m.chunk, m.action_dim))
+    with torch.no_grad():
+        kept = case.peer.par.start(case.given["text"])
+        for step, seen in enumerate(pictures):
+            keys = jax.random.split(jax.random.key(step), 2)
+            noise = torch.tensor(np.asarray(action_noise(config, keys)))
+            theirs, z_o = case.peer(kept, torch.tensor(seen), torch.tensor(np.asarray(executed)), noise)
+            cache, executed, ahead, ours_o = act(case.params, cache, seen, executed, keys)
+            close(ours_o, z_o)
+            close(jnp.concatenate([executed, ahead], 1), theirs)
+
+
+def test_the_pass_over_all_packages_and_the_cached_one_agree(case):
+    batch, n = case.batch, STEPS
+    z = jax.jit(lambda p: losses.encode(case.par.bind(p), batch, jnp.array([False, True])))(case.params["par"])
+    time = torch.arange(n).float().expand(2, -1)
+    alone = torch.tensor([False, True])
+    known = (case.given["has_past"][:, None] | (torch.arange(n) > 0)) & ~alone[:, None]
+    given = case.given["latents"][:, :n], case.given["actions"][:, :n], known, case.given["text"], time, alone
+    with torch.no_grad():
+        for ours, theirs in zip(z, case.peer.par.encode(*given), strict=True):
+            close(ours, theirs)
+
+    cache = jax.jit(lambda p: sampling.start(case.par.bind(p), batch.text))(case.params["par"])
+    step = jax.jit(lambda p, *args: sampling.step(case.par.bind(p), *args))
+    with torch.no_grad():
+        kept = case.peer.par.start(case.given["text"])
+        for i in range(n):
+            cache, *ours = step(case.params["par"], cache, batch.latents[:, i], batch.actions[:, i])
+            theirs = case.peer.par.step(kept, case.given["latents"][:, i], case.given["actions"][:, i])
+            for a, b in zip(ours, theirs, strict=True):
+                close(a, b)
+
+
+def test_the_loss_its_gradients_and_a_training_step(case):
+    """All gradients, and what AdamW makes of them: every trained parameter after a step."""
+    config = dataclasses.replace(case.config, train=dataclasses.replace(case.config.train, warmup=1, steps=2))
+    train, batch, key = config.train, case.batch, jax.random.key(4)
+    draws = tensors(policy_draws(config, 2, STEPS, key))
+
+    def loss(params):
+        return losses.policy_loss(case.par.bind(params), batch, key)[0]
+
+    value, slopes = jax.jit(jax.value_and_grad(loss))(case.params["par"])
+    peer = Case(config).peer.par
+    theirs = peer(case.given, draws)
+    assert float(value) == pytest.approx(theirs.item(), rel=1e-5)
+    theirs.backward()
+    found = dict(peer.named_parameters())
+    for ours, name in {
+        "patch_embed/kernel": "patch_embed.weight",
+        "action_tokenizer/begin": "action_tokenizer.begin",
+        "text_embed/proj/kernel": "text_embed.proj.weight",
+        "frame_encoder/mask_token": "frame_encoder.mask_token",
+        "frame_head/head/bias": "frame_head.head.bias",
+        "action_head/position": "action_head.position",
+    }.items():
+        slope = found[name].grad
+        close(flatten(slopes)[ours], slope.T if ours.endswith("kernel") else slope, 3e-5)
+    for part, depth in (("video_encoder", 2), ("frame_encoder", 1), ("action_head", 0)):
+        slope = found[f"{part}.stack.{depth}.attn.qkv.weight"].grad
+        close(flatten(slopes)[f"{part}/stack/blocks/attn/qkv/kernel"][depth], slope.T, 3e-5)

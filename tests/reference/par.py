@@ -1,0 +1,343 @@
+"""PAR in PyTorch: the physical step, the uncached pass and the training step, as fast as PyTorch's own means make them.
+
+It stands for the code that a PyTorch programmer would write with care: fused attention, a KV cache written in place,
+the prompt's keys and values computed once, conditions of the denoiser computed once a chunk, fused AdamW. It is what
+`experiments.benchmark --peer=torch` runs against, and what tests hold the Flax model against. Configurations are
+par_jax's dataclasses, read by attribute; nothing of par_jax is imported.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.reference.frame_vae import Encoder
+from tests.reference.par_modules import (
+    ActionHead,
+    Block,
+    FrameEncoder,
+    FrameHead,
+    Projector,
+    Rotary,
+    TimePosition,
+    checkpointed,
+    load,
+    patchify,
+    space,
+)
+
+
+class TextTable(nn.Module):
+    """Word ids to text tokens."""
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(config.vocabulary, config.dim))
+        self.position = nn.Parameter(torch.zeros(config.tokens, config.dim))
+        self.proj, self.norm = nn.Linear(config.dim, width), nn.LayerNorm(width)
+
+    def forward(self, ids):
+        return self.norm(self.proj(self.table[ids.long()] + self.position))
+
+
+class TextProjector(nn.Module):
+    """A language model's embeddings to text tokens."""
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(512, config.dim))
+        self.proj, self.norm = nn.Linear(config.dim, width), nn.LayerNorm(width)
+
+    def forward(self, embeddings):
+        return self.norm(self.proj(embeddings))
+
+
+class ActionTokenizer(nn.Module):
+    def __init__(self, m):
+        super().__init__()
+        self.proj = Projector(m.action_dim, m.width, m.action_tokenizer_width)
+        self.position, self.begin = (nn.Parameter(torch.zeros(m.chunk, m.width)) for _ in range(2))
+
+    def forward(self, actions, known):
+        tokens = self.proj(actions) + self.position
+        return torch.where(known[..., None, None], tokens, self.begin.to(tokens.dtype))
+
+
+class VideoEncoder(nn.Module):
+    def __init__(self, width, heads, depth):
+        super().__init__()
+        self.stack = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+
+class Cache(nn.Module):
+    """Keys and values of B robots that started together: [text | ring of packages], written in place.
+
+    Attributes:
+      k, v: a layer each, [B, H, K_text + W * K, D].
+      ahead: [B, (M-1) * L, A], the last step's look-ahead.
+      time: [] int64, packages seen.
+    """
+
+    def __init__(self, depth, shape, ahead, dtype, device):
+        super().__init__()
+        for i in range(depth):
+            for name in "kv":
+                self.register_buffer(f"{name}{i}", torch.zeros(shape, dtype=dtype, device=device))
+        self.register_buffer("ahead", torch.zeros(ahead, dtype=dtype, device=device))
+        self.register_buffer("time", torch.zeros((), dtype=torch.long, device=device))
+
+    def layer(self, i):
+        return getattr(self, f"k{i}"), getattr(self, f"v{i}")
+
+
+class Par(nn.Module):
+    """The model; `load` fills it."""
+
+    def __init__(self, config):
+        super().__init__()
+        m, self.config = config.model, config
+        rows, columns = config.latent_size
+        grid = rows // m.video_patch, columns // m.video_patch
+        channels, absolute = config.vae.latent_channels, m.positions == "absolute"
+        self.text_embed = (TextTable if config.text.kind == "words" else TextProjector)(config.text, m.width)
+        self.patch_embed = nn.Linear(m.video_patch**2 * channels, m.width)
+        if absolute:
+            self.video_position = TimePosition(m.width)
+        self.action_tokenizer = ActionTokenizer(m)
+        self.video_encoder = VideoEncoder(m.width, m.heads, m.video_depth)
+        token = m.frame_patch**2 * channels
+        fine = rows // m.frame_patch, columns // m.frame_patch
+        self.frame_encoder = FrameEncoder(fine, token, m.width, m.heads, m.frame_depth, m.positions == "rotary")
+        self.frame_head = FrameHead(token, m.width, m.frame_head_width, m.frame_head_depth)
+        self.action_head = ActionHead(m)
+        self.grid = grid
+        self.frame = grid[0] * grid[1]
+        self.size = self.frame + m.chunk
+        self.remat = config.train.remat != "none"
+
+    def tables(self):
+        """Makes what is no parameter: positions and the mask within a package."""
+        m = self.config.model
+        self.rotary = Rotary(self.grid, m.chunk, m.width // m.heads, m.positions, m.rope_theta, m.action_rope_theta)
+        self.register_buffer("space", space(*self.grid, m.width), persistent=False)
+        place = torch.arange(self.size)
+        own = (place < self.frame) | ((place[:, None] >= self.frame) & (place <= place[:, None]))
+        self.register_buffer("own", own, persistent=False)
+        self.frame_encoder.tables(m.width // m.heads)
+
+    def packages(self, latents, actions, known, time):
+        """latents [..., h, w, C], actions [..., L, A], known [...] bool, time [...] -> [..., K, E]."""
+        frame = self.patch_embed(patchify(latents, self.config.model.video_patch))
+        if self.config.model.positions != "rotary":
+            frame = frame + self.space.to(frame.dtype)
+        if self.config.model.positions == "absolute":
+            frame = frame + self.video_position(time + 1)[..., None, :].to(frame.dtype)
+        return torch.cat((frame, self.action_tokenizer(actions, known).to(frame.dtype)), -2)
+
+    def split(self, z):
+        return z[..., : self.frame, :], z[..., self.frame :, :]
+
+    # All at once.
+
+    def encode(self, latents, actions, known, text, time, alone):
+        """All packages in one pass: Z_O [B, N, K_o, E] and Z_A [B, N, L, E]."""
+        b, n = known.shape
+        x = self.packages(latents, actions, known, time)
+        text = self.text_embed(text).to(x.dtype)
+        given = text.shape[1]
+        mask = self.mask(n, given, alone)
+        wave = [F.pad(part.flatten(1, 2), (0, 0, given, 0))[:, None] for part in self.rotary(time, x.dtype)]
+        wave[0] = torch.cat((torch.ones_like(wave[0][:, :, :given]), wave[0][:, :, given:]), 2)
+        x = torch.cat((text, x.flatten(1, 2)), 1)
+        for block in self.video_encoder.stack:
+            x = checkpointed(block, self.remat, x, mask, wave)
+        return self.split(self.video_encoder.norm(x[:, given:]).unflatten(1, (n, -1)))
+
+    def mask(self, n, given, alone):
+        """[B, 1, S, S] bool over [text | P_0 | P_1 ...]; `alone` [B] sees no earlier package."""
+        k, device = self.size, alone.device
+        of = torch.arange(n * k, device=device) // k
+        age = of[:, None] - of
+        own = (age == 0) & self.own.repeat(n, n)
+        earlier = (age > 0) & (age < self.config.model.context) & ~alone[:, None, None]
+        body = F.pad(own | earlier, (given, 0), value=True)
+        text = F.pad(torch.ones(given, given, dtype=torch.bool, device=device), (0, n * k), value=False)
+        return torch.cat((text.expand(len(alone), -1, -1), body), 1)[:, None]
+
+    # Step by step.
+
+    def start(self, text):
+        """A cache that knows the prompt."""
+        m, x = self.config.model, self.text_embed(text)
+        b, given = x.shape[:2]
+        shape = b, m.heads, given + m.context * self.size, m.width // m.heads
+        ahead = b, (m.lookahead - 1) * m.chunk, m.action_dim
+        cache = Cache(m.video_depth, shape, ahead, x.dtype, x.device)
+        for i, block in enumerate(self.video_encoder.stack):
+            q, k, v = block.attn.project(x)
+            for kept, new in zip(cache.layer(i), (k, v), strict=True):
+                kept[:, :, :given] = new
+            x = block.finish(x, F.scaled_dot_product_attention(q, k, v))
+        return cache
+
+    def step(self, cache, latents, executed):
+        """One package into the cache, in place: Z_O [B, K_o, E], Z_A [B, L, E]."""
+        window, given, k, device = self.config.model.context, self.config.text.tokens, self.size, latents.device
+        time = cache.time.expand(len(latents))
+        x = self.packages(latents, executed, time > 0, time)
+        slot = cache.time % window
+        wave = [part[:1, None] for part in self.rotary(time, x.dtype)]
+        index = torch.arange(window, device=device)
+        seen = torch.where((index == slot)[:, None], self.own[:, None], (index < cache.time)[:, None])
+        mask = F.pad(seen.flatten(1), (given, 0), value=True)
+        rows = given + slot * k + torch.arange(k, device=device)
+        for i, block in enumerate(self.video_encoder.stack):
+            q, key, value = block.attn.project(x, wave)
+            kept_k, kept_v = cache.layer(i)
+            kept_k.index_copy_(2, rows, key)
+            kept_v.index_copy_(2, rows, value)
+            x = block.finish(x, F.scaled_dot_product_attention(q, kept_k, kept_v, attn_mask=mask))
+        cache.time += 1
+        return self.split(self.video_encoder.norm(x))
+
+    def act(self, cache, latents, executed, noise):
+        """The physical step: the next M chunks [B, M * L, A] from noise [B, M * L, A], and Z_O."""
+        ahead, known = cache.ahead, (cache.time > 0).expand(len(latents))
+        z_o, z_a = self.step(cache, latents, executed)
+        kv = self.action_head.condition(z_a, ahead, known)
+        actions = self.action_head.sample(kv, noise, self.config.diffusion.action_steps)
+        cache.ahead.copy_(actions[:, self.config.model.chunk :])
+        return actions, z_o
+
+    # Training.
+
+    def forward(self, batch, draws):
+        """The objective with its draws given: see `draws.policy_draws`."""
+        n = batch["frame_valid"].shape[1]
+        time = draws["first"] + torch.arange(n, device=draws["first"].device)
+        known = (batch["has_past"][:, None] | (torch.arange(n, device=time.device) > 0)) & ~draws["alone"][:, None]
+        z_o, z_a = self.encode(
+            batch["latents"][:, :n], batch["actions"][:, :n], known, batch["text"], time, draws["alone"]
+        )
+        return self.frame_loss(z_o, batch, draws) + self.action_loss(z_a, batch, draws)
+
+    def action_loss(self, z_a, batch, draws):
+        (b, n), m, t, noise = z_a.shape[:2], self.config.model, draws["action_t"], draws["action_noise"]
+        following = [range(1 + i, 1 + i + n) for i in range(m.lookahead)]
+        target = torch.stack([batch["actions"][:, r.start : r.stop] for r in following], 2).flatten(0, 1).flatten(1, 2)
+        valid = torch.stack([batch["valid"][:, r.start - 1 : r.stop - 1] for r in following], 2)
+        z_a, count = z_a.flatten(0, 1), len(t)
+        kv = self.action_head.condition(z_a, *self.drafts(z_a, b, n, draws))
+        kv = [[part.repeat(count, 1, 1, 1) for part in pair] for pair in kv]
+        each = target.expand(count, *target.shape)
+        x = noised(each, noise, t[..., None, None])
+        out = self.action_head(x.flatten(0, 1), 1000 * t.flatten(), kv).unflatten(0, (count, -1))
+        error = (out.float() - (noise - each).float()).square().mean(-1).mean(0)
+        return mean(error.flatten(), valid.flatten())
+
+    def drafts(self, z_a, b, n, draws):
+        """The model's own look-ahead from the package before: [B * N, (M-1) * L, A], and where there is one."""
+        m, device = self.config.model, z_a.device
+        known = ((torch.arange(n, device=device) > 0) & ~draws["alone"][:, None]).flatten()
+        none = torch.zeros(b * n, (m.lookahead - 1) * m.chunk, m.action_dim, dtype=z_a.dtype, device=device)
+        if m.lookahead == 1 or n == 1:
+            return none, known
+        with torch.no_grad():
+            kv = self.action_head.condition(z_a, none, torch.zeros_like(known))
+            made = self.action_head.sample(kv, draws["draft_noise"], 2)[:, m.chunk :]
+        return made.unflatten(0, (b, n)).roll(1, 1).flatten(0, 1).to(z_a.dtype), known
+
+    def frame_loss(self, z_o, batch, draws):
+        m, some = self.config.model, draws["some"]
+        frames = patchify(batch["latents"][:, 1:], m.frame_patch).flatten(0, 1)[some]
+        z, there = z_o.flatten(0, 1)[some], batch["frame_valid"].flatten()[some]
+        order, count, k = draws["order"], draws["count"], frames.shape[1]
+        rank = order.argsort(1)
+        hidden = (rank >= count[:, None]) & there[:, None]
+        shown = order[:, : round((1 - m.mask_ratio[0]) * k) + 1]
+        condition = self.frame_encoder(frames, z, shown, count, self.remat)
+        t, noise = draws["frame_t"], draws["frame_noise"]
+        each = frames.expand(len(t), *frames.shape)
+        out = self.frame_head(noised(each, noise, t[..., None]), 1000 * t, condition.expand(len(t), *condition.shape))
+        return mean((out.float() - (noise - each).float()).square().mean(-1).mean(0), hidden)
+
+
+def noised(x, noise, t):
+    t = t.to(x.dtype)
+    return t * noise + (1 - t) * x
+
+
+def mean(values, where):
+    return (values * where).sum() / where.sum().clamp(min=1)
+
+
+class Actor(nn.Module):
+    """Pictures to actions: the frame VAE, the cached pass, the action head."""
+
+    def __init__(self, par, vae):
+        super().__init__()
+        self.par, self.vae = par, vae
+
+    def forward(self, cache, pictures, executed, noise):
+        """pictures uint8 [B, H, W, 3], executed [B, L, A], noise [B, M * L, A] -> actions [B, M * L, A] and Z_O."""
+        return self.par.act(cache, self.vae(pictures), executed, noise)
+
+
+def make(config, par, vae):
+    """Our parameters, as flat dicts of numpy arrays, in PyTorch modules: an `Actor`.
+
+    Raises:
+      ValueError: the configuration is one of those that this reference has not.
+    """
+    m, d = config.model, config.diffusion
+    if not (m.transformer and m.predict_frames) or m.action_head != "dit" or (d.schedule, d.chosen) != ("flow",) * 2:
+        raise ValueError("the PyTorch reference has the transformer, the frame head and the flow-matched DiT only")
+    with torch.device("meta"):
+        blank, encoder = Par(config), Encoder(config.vae)
+    blank.tables()
+    named = {n.removeprefix("encoder/"): x for n, x in vae.items() if n.split("/")[0] in ("encoder", "quant_conv")}
+    scale = config.lora.alpha / max(config.lora.rank, 1)
+    return Actor(load(blank, par, scale), load(encoder, named))
+
+
+class Trainer:
+    """Training as `par_jax.train` has it: the loss computed in `train.dtype` of float32 parameters, clipping, AdamW with
+    decay of the matrices alone, an average of the parameters. Parts with adapters are frozen but for those.
+
+    Args:
+      compiled: whether torch.compile makes forward and backward pass.
+    """
+
+    def __init__(self, par, train, compiled=False):
+        self.par, self.train = par, train
+        adapted = {name.split(".")[0] for name in dict(par.named_parameters()) if "lora_" in name}
+        for name, parameter in par.named_parameters():
+            parameter.requires_grad_("lora_" in name or name.split(".")[0] not in adapted)
+        trained = {name: parameter for name, parameter in par.named_parameters() if parameter.requires_grad}
+        groups = [[], []]
+        for name, parameter in trained.items():
+            groups[name.endswith(".weight") and parameter.ndim > 1].append(parameter)
+        decays = 0.0, train.weight_decay
+        groups = [{"params": ps, "weight_decay": decay} for ps, decay in zip(groups, decays, strict=True)]
+        self.parameters = list(trained.values())
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.loss = torch.compile(self._loss) if compiled else self._loss
+
+    def _loss(self, batch, draws):
+        dtype = getattr(torch, self.train.dtype)
+        parameters = {name: parameter.to(dtype) for name, parameter in self.par.named_parameters()}
+        batch, draws = (
+            {k: x.to(dtype) if x.dtype == torch.float32 else x for k, x in d.items()} for d in (batch, draws)
+        )
+        return torch.func.functional_call(self.par, parameters, (batch, draws))
+
+    def step(self, batch, draws):
+        """One step: the loss before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.loss(batch, draws)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip)
+        self.optimizer.step()
+        torch._foreach_lerp_(self.average, self.parameters, 1 - self.train.ema)
+        return value.detach()

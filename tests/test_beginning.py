@@ -1,0 +1,116 @@
+"""Runs that begin with an earlier one, whole or by adapters; adapters merged into plain weights."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from par_jax import beginning, runs, stages
+from par_jax.checkpoint import flatten, load_params
+from par_jax.config import LoRAConfig
+from par_jax.errors import UserError
+from par_jax.policy import Policy
+from par_jax.runs import Run
+from tests.demos import SIZE, SMALL, make_demos
+
+CONFIG = dataclasses.replace(
+    SMALL,
+    model=dataclasses.replace(SMALL.model, lookahead=2),
+    diffusion=dataclasses.replace(SMALL.diffusion, draws=1),
+    train=dataclasses.replace(SMALL.train, steps=2, batch=2, warmup=1),
+    vae_train=dataclasses.replace(SMALL.vae_train, steps=1, batch=2),
+)
+pytestmark = pytest.mark.usefixtures("hasty")
+
+
+def _train(run):
+    return stages.train_policy(beginning.adopt(run))
+
+
+def _act(folder):
+    policy = Policy.load(folder)
+    carry = policy.init(jax.random.key(0), "Push the cube to the goal region in front of it.")
+    picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+    return policy.act(carry, picture)[1]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run that was trained whole."""
+    base = tmp_path_factory.mktemp("runs")
+    run = Run("pushcube", CONFIG, make_demos(base / "data"), base / "first", log_every=1)
+    jax.config.update("jax_disable_most_optimizations", True)
+    stages.train_vae(dataclasses.replace(run, workdir=run.workdir / "vae"))
+    stages.train_policy(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def adapted(first):
+    """The same, trained further by adapters."""
+    config = dataclasses.replace(CONFIG, lora=LoRAConfig(rank=2))
+    run = dataclasses.replace(first, config=config, init=first.workdir, workdir=first.workdir.parent / "adapted")
+    _train(run)
+    return run
+
+
+def test_a_run_goes_on_from_another(first, tmp_path):
+    run = dataclasses.replace(first, init=first.workdir, workdir=tmp_path / "second")
+    train = dataclasses.replace(CONFIG.train, steps=1, learning_rate=0.0)
+    _train(dataclasses.replace(run, config=dataclasses.replace(CONFIG, train=train)))
+    before, after = (flatten(load_params(folder)[2]) for folder in (first.workdir, run.workdir))
+    for name, leaf in before.items():
+        np.testing.assert_allclose(after[name], leaf, rtol=1e-6, atol=1e-7)
+
+
+def test_checkpoints_of_adapters_are_small_and_the_base_is_untouched(first, adapted):
+    config, _, params = load_params(adapted.workdir)
+    before, after = flatten(load_params(first.workdir)[2]), flatten(params)
+    assert config.lora.rank == 2 and {name for name in after if "lora" not in name} == set(before)
+    for name, leaf in before.items():
+        same = name.startswith(("video_encoder", "frame_encoder"))
+        assert np.array_equal(after[name], leaf) == same or not same, name
+    kept = load_file(adapted.workdir / stages.ADAPTERS)
+    assert kept and all("lora_" in name for name in kept)
+    assert any(kept[name].any() for name in kept if name.endswith("lora_b"))  # they have learned something
+    assert (adapted.workdir / "base" / "config.json").exists()
+
+
+def test_the_same_command_finds_it_finished(adapted):
+    assert _train(adapted).step == 2
+
+
+def test_merged_adapters_act_alike(adapted, tmp_path):
+    runs.merge_adapters(adapted.workdir, tmp_path / "merged")
+    config, meta, params = load_params(tmp_path / "merged")
+    assert config.lora.rank == 0 and meta["stage"] == "policy" and not any("lora" in name for name in flatten(params))
+    np.testing.assert_allclose(_act(tmp_path / "merged"), _act(adapted.workdir), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="has no adapters to merge"):
+        runs.merge_adapters(tmp_path / "merged", tmp_path / "twice")
+    with pytest.raises(UserError, match="holds a run"):
+        runs.merge_adapters(adapted.workdir, tmp_path / "merged")
+
+
+def test_what_does_not_fit_is_told(first, tmp_path):
+    run = dataclasses.replace(first, init=first.workdir, workdir=tmp_path / "run")
+    other = dataclasses.replace(CONFIG, name="another")
+    with pytest.raises(UserError, match="was trained with preset 'small-test', not 'another'"):
+        _train(dataclasses.replace(run, config=other))
+    wider = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, action_head_width=64))
+    with pytest.raises(UserError, match="do not fit the model"):
+        _train(dataclasses.replace(run, config=wider, workdir=tmp_path / "wider"))
+    with pytest.raises(UserError, match="give it as --vae"):
+        _train(dataclasses.replace(run, init=first.workdir / "vae"))
+    alone = dataclasses.replace(CONFIG, lora=LoRAConfig(rank=2))
+    runs.adopt_vae(first.workdir / "vae", tmp_path / "alone" / "vae")
+    with pytest.raises(UserError, match="LoRA adapts weights that are there: give --init"):
+        stages.train_policy(dataclasses.replace(first, config=alone, workdir=tmp_path / "alone"))
+
+
+def test_a_lost_base_is_told(adapted, tmp_path):
+    (adapted.workdir / "base" / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="base is missing"):
+        load_params(adapted.workdir)
+    (tmp_path / "elsewhere").rename(adapted.workdir / "base" / "checkpoints")
