@@ -84,11 +84,33 @@ def train(mesh: jax.sharding.Mesh | None) -> dict[str, np.ndarray]:
     return arrays | {"losses": np.array(losses), "held": np.array(held)}
 
 
+def train_in_parts(mesh: jax.sharding.Mesh | None) -> dict[str, np.ndarray]:
+    """A regression's parameters after a few steps of two parts each: rows are cut into parts where they lie."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    def loss(params: dict, batch: dict, _: jax.Array) -> tuple[jax.Array, dict]:
+        hidden = jax.numpy.tanh(batch["x"] @ params["embed"]["kernel"])
+        return jax.numpy.mean((hidden @ params["head"]["kernel"] - batch["y"]) ** 2), {}
+
+    config = dataclasses.replace(CONFIG.train, learning_rate=1e-2, accumulate=2)
+    params = {"embed": {"kernel": draw(3, 16)}, "head": {"kernel": draw(16, 1)}}
+    state = sharding.place(jax.jit(lambda: init_state(params, config, 0))(), mesh)
+    step = make_train_step(loss, config, mesh)
+    for _ in range(STEPS):
+        batch = {"x": draw(16, 3), "y": draw(16, 1)}
+        state, _ = step(state, jax.tree.map(lambda leaf: leaf[processes.rows(16)], batch))
+    return {f"in_parts/{name}": processes.whole(leaf) for name, leaf in flatten(state.params).items()}
+
+
 def main(out: str, mesh: str, address: str | None = None, count: str = "1", number: str = "0") -> None:
     """Trains and writes."""
     if address is not None:
         processes.join(address, int(count), int(number))
-    made = train(None if mesh == "none" else sharding.make_mesh(mesh))
+    where = None if mesh == "none" else sharding.make_mesh(mesh)
+    made = train(where) | train_in_parts(where)
     if processes.leads():
         np.savez(out, **made)
 
