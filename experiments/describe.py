@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import app, devices
+from experiments.model_flags import define_model_flags, preset
 from par_jax.checkpoint import write_json
-from par_jax.config import PRESETS, Config
+from par_jax.config import Config
 from par_jax.costs import Costs, costs
-from par_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("preset", "tiny", f"One of {', '.join(PRESETS)}.")
+    define_model_flags()
     flags.DEFINE_integer("batch", 1, "Robots that act together.", lower_bound=1)
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of weights and cache when acting.")
     flags.DEFINE_string("json", None, "Write the numbers to this file as well.")
@@ -29,9 +29,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """The command."""
-    if FLAGS.preset not in PRESETS:
-        raise UserError(f"unknown preset {FLAGS.preset!r}: choose one of {', '.join(PRESETS)}")
-    config = PRESETS[FLAGS.preset]
+    config = preset(FLAGS)
     devices.choose("cpu")
     found = costs(config, FLAGS.batch, jnp.dtype(FLAGS.dtype).itemsize)
     print(table(config, found))
@@ -41,12 +39,14 @@ def main() -> None:
 
 def record(config: Config, found: Costs) -> dict[str, Any]:
     """The numbers, JSON-able."""
-    return {"preset": config.name, "batch": FLAGS.batch, "dtype": FLAGS.dtype, **found.__dict__}
+    asked = {"preset": config.name, "variant": FLAGS.variant, "batch": FLAGS.batch, "dtype": FLAGS.dtype}
+    return asked | found.__dict__
 
 
 def table(config: Config, found: Costs) -> str:
     """The numbers for people."""
-    lines = [f"preset {config.name}", "", "parameters"]
+    variant = "" if FLAGS.variant == "full" else f", variant {FLAGS.variant}"
+    lines = [f"preset {config.name}{variant}", "", "parameters"]
     lines += [f"  {name:<28}{count / 1e6:>10.2f} M" for name, count in found.parameters.items()]
     lines += [f"  {'together':<28}{sum(found.parameters.values()) / 1e6:>10.2f} M"]
     lines += [f"  {name:<28}{count / 1e6:>10.2f} M" for name, count in found.beside.items()]

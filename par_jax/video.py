@@ -140,7 +140,7 @@ def write(film: Film, stem: Path, fps: float) -> tuple[Path, Path]:
 def _sheet(title: str, rows: list[list[tuple[str, np.ndarray]]], panel: int = _PANEL) -> np.ndarray:
     """Labelled pictures in rows under a title, whole-number upscaled so that a pixel stays a square."""
     height, width = rows[0][0][1].shape[:2]
-    scale = max(1, panel // max(height, width))
+    scale = max(1, panel // height)
     height, width = height * scale, width * scale
     columns = max(len(row) for row in rows)
     size = (

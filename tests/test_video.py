@@ -39,6 +39,12 @@ def test_without_predictions_only_the_executed_pictures_are_shown():
     assert video.strip(_film(9, predicted=False)).ndim == 3
 
 
+def test_two_cameras_side_by_side_are_enlarged_like_one():
+    one, two = (video.Film("", [np.zeros((32, 32 * cameras, 3), np.uint8)]) for cameras in (1, 2))
+    (first,), (second,) = video.frames(one), video.frames(two)
+    assert second.shape[0] == first.shape[0] and second.shape[1] > 1.9 * first.shape[1]
+
+
 @pytest.mark.parametrize("steps", [1, 7, 8, 65, 400])
 def test_the_strip_has_the_executed_over_the_predicted(steps):
     sheet = video.strip(_film(min(steps, 120)), columns=5)

@@ -19,10 +19,9 @@ from par_jax.checkpoint import flatten, load_params
 from par_jax.config import PRESETS, TINY
 from par_jax.errors import UserError
 from tests.demos import SMALL, make_demos
+from tests.flags import MODEL_FLAGS
 
 _ROOT = Path(__file__).parents[2]
-_UNSET = ("lookahead", "lora_rank", "lora_alpha", "lora_targets", "cameras", "schedule", "sampler", "action_steps")
-MODEL_FLAGS = {"variant": "full", **dict.fromkeys(_UNSET)}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +38,7 @@ def command(monkeypatch, tmp_path, data):
 
     def call(**changes: object) -> None:
         values = {
+            **MODEL_FLAGS,
             "task": "pushcube",
             "preset": SMALL.name,
             "data": str(data),
@@ -50,7 +50,6 @@ def command(monkeypatch, tmp_path, data):
             "eval_every": 6,
             "device": "auto",
             **dict.fromkeys(("init", "vae", "steps", "vae_steps", "batch", "learning_rate", "dtype")),
-            **MODEL_FLAGS,
         }
         monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(**values | changes))
         finetune.main()
@@ -126,7 +125,7 @@ def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
 
 def test_flags_change_the_model(monkeypatch):
     changes = {"variant": "bins", "lookahead": 3, "schedule": "ddpm", "sampler": "ddim", "action_steps": 7}
-    values = {"preset": "tiny", "steps": None, "batch": None, "learning_rate": None, "dtype": None, "vae_steps": None}
+    values = {"steps": None, "batch": None, "learning_rate": None, "dtype": None, "vae_steps": None}
     flags = SimpleNamespace(stage="policy", init=None, **values, **{**MODEL_FLAGS, **changes})
     monkeypatch.setattr(finetune, "FLAGS", flags)
     config = finetune.configuration()

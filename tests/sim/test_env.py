@@ -30,6 +30,16 @@ def test_shapes_and_types(env):
     assert (step.elapsed.tolist(), step.truncated.tolist()) == ([1], [False])
 
 
+def test_two_cameras(env):
+    both = Env("pushcube", picture_size=(64, 96), cameras=("render", "base"))
+    try:
+        picture = both.reset([0])
+        assert (picture.shape, picture.dtype) == ((1, 64, 192, 3), jnp.uint8)
+        np.testing.assert_array_equal(picture[:, :, :96], env.reset([0]))
+    finally:
+        both.close()
+
+
 def test_the_limit(env):
     env.reset([0])
     steps = [env.step(hold(env)) for _ in range(3)]
