@@ -20,6 +20,7 @@ from par_jax.policy import PhysicalStep
 from par_jax.types import Ahead, KVCache
 
 PARTS = ("frame encoding", "transformer", "action head")
+WHOLE, FRAME = "whole step", "frame prediction"
 
 
 def acting(config: Config, frames: bool = False) -> Config:
@@ -96,6 +97,8 @@ class Subject:
         par, vae = models(config)
         self.physical = PhysicalStep(config)
         self.text, self.pictures, self.executed, self.keys = jax.device_put(inputs(config, batch, dtype))
+        shape = (batch, *config.latent_size, config.vae.latent_channels)
+        self.latents = jnp.asarray(np.random.default_rng(4).standard_normal(shape, np.float32), dtype)
 
         def encode(params: Params, pictures: jax.Array) -> jax.Array:
             return vae.bind(params["vae"]).encode_frames(to_unit(pictures).astype(dtype))
@@ -118,38 +121,44 @@ class Subject:
         count = jnp.full_like(cache.time, time)
         return dataclasses.replace(cache, time=count, slot=jnp.int32(time % self.config.model.context))
 
-    def whole(self, time: int = 0) -> Callable[[], Any]:
-        """The acting step, from pictures to actions, again and again from step `time` on."""
-        cache = self.start(time)
+    def run(self, name: str, time: int = 0) -> Callable[[], Any]:
+        """What calls one of `PARTS`, `WHOLE` or `FRAME` again and again; each call waits for none before it.
 
-        def run() -> Any:
-            nonlocal cache
-            cache, actions, _, _ = self.act(self.params, cache, self.pictures, self.executed, self.keys)
-            return actions
-
-        return run
-
-    def part(self, name: str) -> Callable[[], Any]:
-        """One of `PARTS`, or "frame prediction"."""
+        Args:
+          name: the whole step gives actions and look-ahead, the transformer Z_O and Z_A.
+          time: the episode's step that the first call makes.
+        """
         if name == "frame encoding":
             return lambda: self._encode(self.params, self.pictures)
-        m, config = self.config.model, self.config
-        if name == "frame prediction":
-            z_o = jnp.ones((self.batch, config.frame_tokens, m.width), self.dtype)
+        if name == FRAME:
+            z_o = self.conditions()[0]
             return lambda: self._predict(self.params, z_o, self.keys)
-        cache = self.start()
-        latents = jnp.ones((self.batch, *config.latent_size, config.vae.latent_channels), self.dtype)
-        cache, z_o, z_a = self._transform(self.params, cache, latents, self.executed)
         if name == "action head":
-            ahead = Ahead(cache.ahead, cache.time > 0)
+            z_a, ahead = self.conditions()[1], self.ahead()
             return lambda: self._decide(self.params, z_a, ahead, self.keys)
+        cache = self.start(time)
 
-        def run() -> Any:
+        def whole() -> Any:
             nonlocal cache
-            cache, z_o, z_a = self._transform(self.params, cache, latents, self.executed)
-            return z_o, z_a
+            cache, *actions, _ = self.act(self.params, cache, self.pictures, self.executed, self.keys)
+            return actions
 
-        return run
+        def transform() -> Any:
+            nonlocal cache
+            cache, *z = self._transform(self.params, cache, self.latents, self.executed)
+            return z
+
+        return whole if name == WHOLE else transform
+
+    def conditions(self) -> tuple[jax.Array, jax.Array]:
+        """Z_O and Z_A after an episode's first step."""
+        return self._transform(self.params, self.start(), self.latents, self.executed)[1:]
+
+    def ahead(self) -> Ahead:
+        """The look-ahead of an episode's second step: zeros."""
+        m = self.config.model
+        shape = (self.batch, (m.lookahead - 1) * m.chunk, m.action_dim)
+        return Ahead(jnp.zeros(shape, jnp.float32), jnp.ones(self.batch, bool))
 
     def work(self, step_flops: dict[str, int]) -> dict[str, tuple[float, float]]:
         """Arithmetic, and bytes of weights and cache that are read, of each part and of the whole step."""
@@ -166,7 +175,7 @@ class Subject:
             "action head": (step_flops["action head"], _bytes(par["action_head"])),
         }
         flops, read = (float(sum(column)) for column in zip(*made.values(), strict=True))
-        return made | {"whole step": (flops, read)}
+        return made | {WHOLE: (flops, read)}
 
 
 def _bytes(tree: Any) -> int:

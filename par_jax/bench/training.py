@@ -1,4 +1,4 @@
-"""The training step as it is measured: on random parameters, or compiled for its shapes alone."""
+"""The training step as it is measured: on random parameters and sequences, or compiled for its shapes alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from par_jax import lora
-from par_jax.bench.subject import models
+from par_jax.bench import timing
+from par_jax.bench.compiling import compiled, memory
+from par_jax.bench.hardware import Peaks
+from par_jax.bench.question import Question, compared, gib, indented, say
+from par_jax.bench.subject import models, random_params
 from par_jax.config import Config, TrainConfig
+from par_jax.costs import costs
 from par_jax.losses import policy_loss
 from par_jax.nn.functional import Functional, Params
 from par_jax.train import Loss, TrainState, init_state, make_train_step
@@ -90,3 +95,55 @@ def repeated(step: Callable[..., Any], state: TrainState, batch: Batch, frozen: 
 def step_key(state: TrainState) -> jax.Array:
     """The key of the step that comes next."""
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
+def measured(question: Question, weights: Params | None, peaks: Peaks) -> dict[str, Any]:
+    """Times training steps, and says so.
+
+    Args:
+      question: its configuration is that of the model as it is trained, adapters included.
+      weights: of `PAR`, under "par"; None for random ones.
+      peaks: of the device.
+    """
+    config, train = question.config, question.config.train
+    host = random_params(models(config)[0]) if weights is None else weights["par"]
+    step = whole_step(loss_of(models(config)[0]), train)
+    peer = None
+    if question.peer:
+        from par_jax.bench.peer import Peer  # it imports this module
+
+        vae = random_params(models(config)[1], 1)
+        peer = Peer(config, {"par": host, "vae": vae})
+    state, batch, frozen = concrete(config, host)
+    runs = {} if peer is None else peer.training(state, batch, frozen, indented)
+    program, making = compiled(step, state, batch, frozen)
+    call = repeated(program, state, batch, frozen)
+    seconds = timing.many(call, question.steps)
+    median, count, flops = float(np.median(seconds)), tokens(config, train.batch), costs(config).train_flops
+    device = (jax.config.jax_default_device or jax.devices()[0]).memory_stats() or {}
+    mfu = flops / median / peaks.flops if peaks.flops else 0.0
+    found: dict[str, Any] = timing.spread(seconds) | {
+        "batch": train.batch,
+        "dtype": train.dtype,
+        "remat": train.remat,
+        "compile_s": making,
+        "tokens_per_second": count / median,
+        "flops": flops,
+        "mfu": mfu,
+        "memory_by_compiler": memory(program),
+        "device_peak_bytes": device.get("peak_bytes_in_use"),
+    }
+    say(f"  training, batch {train.batch} of {train.packages} packages, {train.dtype}, remat {train.remat}")
+    say(
+        f"  {'a step':<18}{found['median_ms']:>7.0f} ms{found['p99_ms']:>7.0f} ms{making:>7.1f} s"
+        f"   {found['tokens_per_second']:,.0f} tokens/s, MFU {100 * mfu:.1f}%, {_memory(found)}"
+    )
+    if runs:
+        found["torch over jax, training step"] = compared("training step", {"jax": call} | runs, question.rounds)
+    return found
+
+
+def _memory(found: dict[str, Any]) -> str:
+    parts, peak = found["memory_by_compiler"], found["device_peak_bytes"]
+    text = f"{gib(parts['peak'])} by the compiler" if parts else "no memory analysis here"
+    return text if peak is None else f"{text}, {gib(peak)} at most on the device"

@@ -191,12 +191,16 @@ class Par(nn.Module):
         cache.time += 1
         return self.split(self.video_encoder.norm(x))
 
+    def decide(self, z_a, ahead, known, noise):
+        """Actions [B, M * L, A] of their conditions, the look-ahead, where it is known [B], and noise."""
+        kv = self.action_head.condition(z_a, ahead, known)
+        return self.action_head.sample(kv, noise, self.config.diffusion.action_steps)
+
     def act(self, cache, latents, executed, noise):
         """The physical step: the next M chunks [B, M * L, A] from noise [B, M * L, A], and Z_O."""
         ahead, known = cache.ahead, (cache.time > 0).expand(len(latents))
         z_o, z_a = self.step(cache, latents, executed)
-        kv = self.action_head.condition(z_a, ahead, known)
-        actions = self.action_head.sample(kv, noise, self.config.diffusion.action_steps)
+        actions = self.decide(z_a, ahead, known, noise)
         cache.ahead.copy_(actions[:, self.config.model.chunk :])
         return actions, z_o
 
@@ -211,6 +215,10 @@ class Actor(nn.Module):
     def forward(self, cache, pictures, executed, noise):
         """pictures uint8 [B, H, W, 3], executed [B, L, A], noise [B, M * L, A] -> actions [B, M * L, A] and Z_O."""
         return self.par.act(cache, self.vae(pictures), executed, noise)
+
+    def act(self, cache, pictures, executed, noise):
+        """The actions alone."""
+        return self(cache, pictures, executed, noise)[0]
 
 
 def make(config, par, vae):
