@@ -13,6 +13,7 @@ from par_jax.data.episodes import Episodes
 from par_jax.errors import UserError
 from par_jax.language import FILE, embed_prompts, keep, read
 from par_jax.nn.functional import Functional, Params
+from par_jax.processes import in_turn, say
 from par_jax.runs import Run, adopt_vae, first_state, is_trained, write_frozen
 from par_jax.tasks import get_task
 from par_jax.train import TrainState, init_state
@@ -29,8 +30,9 @@ def adopt(run: Run) -> Run:
     Raises:
       UserError: there is no checkpoint, it is damaged, lacks a part, or does not fit the preset.
     """
-    assert run.init is not None
-    return _adopt_nova(run, run.init) if _is_nova(run.init) else _adopt_run(run, run.init)
+    source = run.init
+    assert source is not None
+    return in_turn(lambda: _adopt_nova(run, source) if _is_nova(source) else _adopt_run(run, source))
 
 
 def begin(run: Run, par: Functional, episodes: Episodes) -> tuple[Callable[[], TrainState], Params | None]:
@@ -49,11 +51,11 @@ def begin(run: Run, par: Functional, episodes: Episodes) -> tuple[Callable[[], T
     if adapted and not begins:
         raise UserError("LoRA adapts weights that are there: give --init, or --lora_rank=0 to train them all")
     if not begins:
-        return first_state(par, train, run.seed), None
+        return first_state(par, train, run.seed, run.mesh), None
 
     def whole() -> Params:
         params, report = initialise.take(jax.jit(par.init)(jax.random.key(run.seed)), _given(run.init))
-        print(initialise.summary(params, report), flush=True)
+        say(initialise.summary(params, report))
         return params
 
     def first() -> TrainState:
@@ -62,9 +64,13 @@ def begin(run: Run, par: Functional, episodes: Episodes) -> tuple[Callable[[], T
     if not adapted:
         return first, None
     folder = run.workdir / BASE
-    if not (folder / "config.json").exists():
-        frozen = jax.tree.map(lambda leaf: np.asarray(leaf, train.dtype), lora.split(whole())[1])
-        write_frozen(folder, 0, frozen, run.meta(BASE, episodes))
+
+    def keep_frozen() -> None:
+        if not (folder / "config.json").exists():
+            frozen = jax.tree.map(lambda leaf: np.asarray(leaf, train.dtype), lora.split(whole())[1])
+            write_frozen(folder, 0, frozen, run.meta(BASE, episodes))
+
+    in_turn(keep_frozen)
     return first, load_params(folder)[2]
 
 

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from par_jax import config as config_lib
+from par_jax import processes
 from par_jax.errors import UserError
 
 Tree = Any
@@ -37,6 +38,19 @@ def orbax() -> ModuleType:
 
     logging.getLogger("absl").addFilter(_not_from_orbax)
     return orbax.checkpoint
+
+
+def _alone() -> Any:
+    """Orbax's word for: no other process takes part, so wait for none."""
+    me = jax.process_index()
+    return orbax().options.MultiprocessingOptions(primary_host=me, active_processes={me})
+
+
+def reader() -> Any:
+    """An orbax checkpointer with which a process reads pytrees by itself, whatever the others do; to be closed."""
+    ocp = orbax()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    return ocp.Checkpointer(handler, multiprocessing_options=_alone())
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -121,7 +135,7 @@ def read_meta(workdir: Path | str) -> dict:
 
 
 def claim(workdir: Path | str, meta: dict, ignore: tuple[str, ...] = ()) -> dict:
-    """Makes a run's folder, or makes sure that it belongs to the same run.
+    """Makes a run's folder, or makes sure that it belongs to the same run; of several processes, the first makes it.
 
     Args:
       workdir: the run's folder.
@@ -136,6 +150,10 @@ def claim(workdir: Path | str, meta: dict, ignore: tuple[str, ...] = ()) -> dict
     """
     workdir = Path(workdir)
     meta = json.loads(json.dumps(meta))
+    return processes.in_turn(lambda: _claim(workdir, meta, ignore))
+
+
+def _claim(workdir: Path, meta: dict, ignore: tuple[str, ...]) -> dict:
     if not (workdir / "config.json").exists():
         write_json(workdir / "config.json", meta)
         return meta
@@ -176,6 +194,8 @@ def locked(workdir: Path) -> Iterator[None]:
 class Checkpoints:
     """The checkpoints of one run: saved asynchronously, restored whole.
 
+    Of several processes, which all have to call the same methods, the first one writes.
+
     Args:
       workdir: the run's folder.
       keep: how many to keep; two or more, so that a damaged one has a predecessor.
@@ -186,11 +206,16 @@ class Checkpoints:
         self.workdir = Path(workdir)
         self.folder = self.workdir.absolute() / "checkpoints"
         self.saved: int | None = None
+        self._manager = None
+        if not processes.leads():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self.folder,
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, cleanup_tmp_directories=True, create=False, multiprocessing_options=_alone()
+                ),
                 item_names=("state", "meta"),
             )
         except OSError as error:
@@ -201,14 +226,24 @@ class Checkpoints:
 
         Args:
           step: of the state.
-          state: pytree of arrays.
+          state: pytree of arrays, which may be spread over devices and processes.
           progress: JSON-able: the data's position and what else must go on.
 
         Raises:
           UserError: the disk is full (also when that struck the checkpoint before this one).
         """
+        arrays = {}
+        for name, leaf in flatten(state).items():
+            array = processes.whole(leaf)
+            if processes.leads():
+                arrays[name] = array
+        processes.in_turn(lambda: self._write(step, arrays, progress))
+        self.saved = step
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray], progress: dict) -> None:
+        if self._manager is None:
+            return
         ocp = orbax()
-        arrays = {name: np.array(leaf) for name, leaf in flatten(state).items()}
         sums = {name: checksum(array) for name, array in arrays.items()}
         try:
             # Seen beforehand, a full disk costs nothing; orbax's threads would leave half a checkpoint.
@@ -224,7 +259,6 @@ class Checkpoints:
             )
         except Exception as error:
             raise self.explained(error) from error
-        self.saved = step
 
     def wait(self) -> None:
         """Returns when the last checkpoint is on disk.
@@ -232,6 +266,11 @@ class Checkpoints:
         Raises:
           UserError: the disk is full.
         """
+        processes.in_turn(self._finish)
+
+    def _finish(self) -> None:
+        if self._manager is None:
+            return
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -246,26 +285,35 @@ class Checkpoints:
           template: pytree of arrays or `jax.ShapeDtypeStruct`.
 
         Raises:
-          UserError: all are damaged, or the model is another one.
+          UserError: all are damaged, the model is another one, or not every process sees the same folder.
         """
-        found = _latest(self.folder, move_damaged=True)
-        self._manager.reload()
+        found = processes.in_turn(self._find)
+        seen = -1 if found is None else found[0]
+        if processes.agree(seen) != -processes.agree(-seen):
+            raise UserError(f"not every process sees the same {self.folder}: give a --workdir that all of them share")
         if found is None:
             return None
         step, arrays, progress = found
         self.saved = step
         return step, _unflatten(template, arrays, self.workdir), progress
 
+    def _find(self) -> tuple[int, dict[str, np.ndarray], dict] | None:
+        found = _latest(self.folder, move_damaged=True)
+        if self._manager is not None:
+            self._manager.reload()
+        return found
+
     def close(self) -> None:
         """Waits for what is being written and ends the writing threads."""
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     def explained(self, error: BaseException) -> BaseException:
         """A full disk as a sentence; any other error as it is."""
         if not is_full_disk(error):
             return error
         with contextlib.suppress(Exception):  # the one before may still be on its way
-            self._manager.wait_until_finished()
+            self._manager.wait_until_finished()  # type: ignore[union-attr]
         whole = _steps(self.folder)
         stands = f"the last good checkpoint, of step {whole[-1]}, stands" if whole else "no checkpoint was written yet"
         return UserError(
@@ -287,13 +335,14 @@ def string_keys(tree: Any) -> Any:
 def _read(folder: Path, prefix: str = "") -> tuple[dict[str, np.ndarray], dict]:
     """One checkpoint's arrays by name, those below `prefix` only, and its progress. Raises on any damage."""
     ocp = orbax()
-    meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
+    json_handler = ocp.JsonCheckpointHandler(multiprocessing_options=_alone())
+    meta = ocp.Checkpointer(json_handler, multiprocessing_options=_alone()).restore(folder / "meta")
     sums = {name: value for name, value in meta["checksums"].items() if name.startswith(prefix)}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        stored = flatten(reader.metadata(folder / "state").item_metadata.tree)
+    with reader() as opened:
+        stored = flatten(opened.metadata(folder / "state").item_metadata.tree)
         wanted = string_keys(nest({name: 0 for name in stored if name.startswith(prefix)}))
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        tree = reader.restore(
+        tree = opened.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
         )

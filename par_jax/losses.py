@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from par_jax.diffusion import SCHEDULES
 from par_jax.model.par import PAR
 from par_jax.nn.layers import patchify
+from par_jax.nn.placement import over_rows
 from par_jax.sets import random_order
 from par_jax.types import Ahead, Batch
 
@@ -105,8 +106,8 @@ def frame_loss(model: PAR, z_o: jax.Array, batch: Batch, key: jax.Array) -> jax.
     frames = patchify(batch.latents[:, 1:], m.frame_patch)
     b, n, k, _ = frames.shape
     some = random_order(pick_key, 1, b * n)[0][0, : max(1, round(train.frame_share * b * n))]
-    frames = frames.reshape(b * n, k, -1)[some]
-    z, there = z_o.reshape(b * n, *z_o.shape[2:])[some], batch.frame_valid.reshape(-1)[some]
+    frames, z = (over_rows(x.reshape(b * n, *x.shape[2:])[some]) for x in (frames, z_o))
+    there = batch.frame_valid.reshape(-1)[some]
 
     least, most = m.mask_ratio
     spread = jax.random.truncated_normal(ratio_key, (least - 1) / 0.25, (most - 1) / 0.25, some.shape)

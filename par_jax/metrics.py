@@ -30,7 +30,26 @@ def rewind(path: Path, step: int) -> None:
     part.replace(path)
 
 
-class Metrics:
+class Silence:
+    """The numbers' way in a process that does not write them: `Metrics` without effect."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def advance(self, loss: float, seconds: float) -> None:
+        """Nothing."""
+
+    def write(self, step: int, values: Mapping[str, float], split: str = "train") -> None:
+        """Nothing."""
+
+
+class Metrics(Silence):
     """Writes one run's numbers; a context manager.
 
     Args:
@@ -53,9 +72,6 @@ class Metrics:
             self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=log))
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
         self._seconds, self._count, self._warm, self._steps = 0.0, 0, False, steps
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from par_jax.checkpoint import checksum, flatten, nest, orbax, string_keys, write_json
+from par_jax.checkpoint import checksum, flatten, nest, orbax, reader, string_keys, write_json
 from par_jax.config import NovaConfig, PhiConfig, VAEConfig, to_dict
 from par_jax.errors import UserError
 
@@ -151,12 +151,12 @@ def load(folder: Path | str, component: str) -> dict[str, Any]:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     ocp = orbax()
     arrays: dict[str, np.ndarray] = {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        for names in _groups(flatten(reader.metadata(path).item_metadata.tree)):
+    with reader() as opened:
+        for names in _groups(flatten(opened.metadata(path).item_metadata.tree)):
             wanted = string_keys(nest(dict.fromkeys(names, 0)))
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             arrays |= flatten(
-                reader.restore(path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True))
+                opened.restore(path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True))
             )
     return arrays
 

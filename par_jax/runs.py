@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from par_jax import config as config_lib
-from par_jax import lora
+from par_jax import lora, processes
 from par_jax.checkpoint import Checkpoints, load_params, read_meta, write_json
 from par_jax.config import Config, TrainConfig
 from par_jax.data.episodes import Episodes, statistics
@@ -23,6 +24,7 @@ from par_jax.data.latents import digest
 from par_jax.errors import UserError
 from par_jax.language import FILE
 from par_jax.nn.functional import Functional, Params
+from par_jax.sharding import check_rows, shardings
 from par_jax.tasks import get_task
 from par_jax.train import Result, TrainState, fit, init_state
 from par_jax.versions import versions
@@ -41,6 +43,7 @@ class Run:
       workdir: the policy run's folder; the VAE's is `workdir/vae`.
       seed: of the parameters, of the data's order and of every draw.
       init: a converted NOVA checkpoint to begin with, or None.
+      mesh: the devices to train on; None for one. The run's numbers depend on it by rounding alone.
       log_every, checkpoint_every, eval_every: steps.
     """
 
@@ -50,6 +53,7 @@ class Run:
     workdir: Path
     seed: int = 0
     init: Path | None = None
+    mesh: Mesh | None = None
     log_every: int = 20
     checkpoint_every: int = 250
     eval_every: int = 500
@@ -63,6 +67,15 @@ class Run:
         get_task(self.task)
         picture = self.config.picture
         return Episodes(self.data, task=self.task, picture_size=picture.size, cameras=picture.cameras)
+
+    def rows(self, train: TrainConfig) -> slice:
+        """This process's rows of a batch.
+
+        Raises:
+          UserError: the batch does not divide into parts over the mesh.
+        """
+        check_rows(train.batch, self.mesh, train.accumulate)
+        return processes.rows(train.batch)
 
     def meta(self, stage: str, episodes: Episodes) -> dict:
         """What `config.json` holds: all that the run's numbers depend on."""
@@ -80,9 +93,10 @@ class Run:
         }
 
     def fit(self, *args: Any, **kwargs: Any) -> Result:
-        """`par_jax.train.fit` with this run's intervals."""
+        """`par_jax.train.fit` with this run's mesh and intervals."""
         return fit(
             *args,
+            mesh=self.mesh,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
             eval_every=self.eval_every,
@@ -90,9 +104,18 @@ class Run:
         )
 
 
-def first_state(module: Functional, train: TrainConfig, seed: int) -> Callable[[], TrainState]:
-    """The function that draws a run's first state. Nothing is computed here: a resumed run never draws it."""
-    return jax.jit(lambda: init_state(module.init(jax.random.key(seed)), train, seed))
+def first_state(
+    module: Functional, train: TrainConfig, seed: int, mesh: Mesh | None = None
+) -> Callable[[], TrainState]:
+    """The function that draws a run's first state, in its places on the mesh.
+
+    Nothing is computed here: a resumed run never draws it.
+    """
+
+    def draw() -> TrainState:
+        return init_state(module.init(jax.random.key(seed)), train, seed)
+
+    return jax.jit(draw, out_shardings=None if mesh is None else shardings(jax.eval_shape(draw), mesh))
 
 
 def is_trained(vae: Path) -> bool:
@@ -106,6 +129,10 @@ def adopt_vae(source: Path, target: Path) -> None:
     Raises:
       UserError: there is no trained VAE, or the policy's folder holds another one.
     """
+    processes.in_turn(lambda: _adopt_vae(source, target))
+
+
+def _adopt_vae(source: Path, target: Path) -> None:
     if read_meta(source).get("stage") != "vae" or not is_trained(source):
         raise UserError(f"{source} holds no trained VAE: train one there with --stage=vae, or leave --vae out")
     _, meta, params = load_params(source)

@@ -5,6 +5,7 @@ optimizer's moments and the moving average (ZeRO, arXiv 1910.02054); along `data
 XLA puts in the communication.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from par_jax.checkpoint import flatten
 from par_jax.errors import UserError
+from par_jax.nn import placement
 
 Tree = Any
 
@@ -140,3 +142,17 @@ def cut(batch: Tree, parts: int, mesh: Mesh | None) -> Tree:
     """Leaves [B, ...] to [parts, B / parts, ...]: every `parts`-th row, so that no row leaves its device."""
     made = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
     return made if mesh is None else jax.lax.with_sharding_constraint(made, NamedSharding(mesh, P(None, *ROWS)))
+
+
+def under(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """The context in which `par_jax.nn.placement` knows the mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def gathered(params: Tree) -> Tree:
+    """Parameters whole on every device, but those of stacked blocks, which `Stack` gathers layer by layer.
+
+    For use inside a jitted function.
+    """
+    leaves = [leaf if "/blocks/" in name else placement.gathered(leaf) for name, leaf in flatten(params).items()]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)

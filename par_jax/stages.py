@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from par_jax import config as config_lib
-from par_jax import lora
+from par_jax import lora, processes, sharding
 from par_jax.beginning import begin, state_shapes
 from par_jax.checkpoint import claim, load_params, write_json
 from par_jax.config import VAEConfig
@@ -26,12 +26,14 @@ from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional, Params
 from par_jax.normalise import scale_actions
-from par_jax.runs import Run, first_state
+from par_jax.runs import Run, first_state, is_trained
 from par_jax.tasks import get_task
 from par_jax.train import Result, TrainState, cast, join, make_train_step
 
 # What training the VAE adds to its config.json.
 MEASURED = ("complete", "config.vae.scaling_factor", "config.vae.shift_factor")
+# What another run of the same command may change: neither bears on the policy's numbers.
+CHANGEABLE = ("config.vae_train", "config.train.remat")
 # The adapters of a finished run, apart.
 ADAPTERS = "adapters.safetensors"
 VALIDATION_BATCHES = 2
@@ -45,39 +47,47 @@ def train_vae(run: Run) -> Result:
       UserError: the data or the folder do not fit, the loss is not finite, or the disk is full.
     """
     config, train = run.config, run.config.vae_train
+    rows = run.rows(train)
     episodes = run.episodes()
     ids, held_out = split_episodes(len(episodes))
     meta = claim(run.workdir, run.meta("vae", episodes), ignore=MEASURED)
     vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
-    first = first_state(vae, train, run.seed)
+    first = first_state(vae, train, run.seed, run.mesh)
 
     def loss(params: Params, pictures: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
         pictures = to_unit(pictures).astype(jax.tree.leaves(params)[0].dtype)
         return vae_loss(vae.bind(params), pictures, key)
 
-    seen = sample_pictures(episodes, held_out if len(held_out) else ids, config.picture, train.batch)
-    evaluate_once = jax.jit(lambda params: loss(params, seen, jax.random.key(0)))
+    seen = sample_pictures(episodes, held_out if len(held_out) else ids, config.picture, train.batch)[rows]
+    evaluate_once = jax.jit(loss)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        value, parts = evaluate_once(state.ema)
+        value, parts = evaluate_once(state.ema, sharding.spread(seen, run.mesh), jax.random.key(0))
         return {name: float(part) for name, part in {"loss": value, **parts}.items()}
 
-    _announce("frame VAE", run.task, len(ids), len(held_out), vae, train.steps)
+    _announce("frame VAE", run, len(ids), len(held_out), vae, train.steps)
     result = run.fit(
         first,
-        make_train_step(loss, train),
-        picture_batches(episodes, ids, config.picture, train.batch, run.seed),
+        make_train_step(loss, train, run.mesh),
+        picture_batches(episodes, ids, config.picture, train.batch, run.seed, rows),
         run.workdir,
         steps=train.steps,
         evaluate=evaluate,
     )
-    if result.signal is None and not meta.get("complete"):
-        pictures = sample_pictures(episodes, ids, config.picture, MEASURED_PICTURES)
-        encode = make_encode(config.vae, result.state.ema)
-        latents = np.concatenate([encode(part) for part in np.split(pictures, 16)])
-        meta["config"]["vae"]["shift_factor"] = float(latents.mean())
-        meta["config"]["vae"]["scaling_factor"] = float(1.0 / latents.std())
-        write_json(run.workdir / "config.json", {**meta, "complete": True})
+    if result.signal is None:
+        params = jax.tree.map(processes.whole, result.state.ema)
+
+        def measure() -> None:
+            if is_trained(run.workdir):
+                return
+            pictures = sample_pictures(episodes, ids, config.picture, MEASURED_PICTURES)
+            encode = make_encode(config.vae, params)
+            latents = np.concatenate([encode(part) for part in np.split(pictures, 16)])
+            meta["config"]["vae"]["shift_factor"] = float(latents.mean())
+            meta["config"]["vae"]["scaling_factor"] = float(1.0 / latents.std())
+            write_json(run.workdir / "config.json", {**meta, "complete": True})
+
+        processes.in_turn(measure)
     return result
 
 
@@ -94,63 +104,85 @@ def train_policy(run: Run) -> Result:
     Raises:
       UserError: the data, the VAE or the folder do not fit, the loss is not finite, or the disk is full.
     """
-    vae_config, _, vae = load_params(run.workdir / "vae")
-    _same_vae(vae_config.vae, run.config.vae, run.workdir / "vae")
-    config = dataclasses.replace(run.config, vae=vae_config.vae)
-    episodes, train = run.episodes(), config.train
+    run, episodes, vae = _fitted(run)
+    config, train = run.config, run.config.train
+    rows = run.rows(train)
     ids, held_out = split_episodes(len(episodes))
-    numbers = statistics(episodes)
-    model = dataclasses.replace(config.model, action_dim=len(numbers["low"]))  # the control mode's
-    config = dataclasses.replace(config, model=model)
-    run = dataclasses.replace(run, config=config)
     par = Functional(lambda rngs: PAR(config, rngs=rngs))
-    claim(run.workdir, {**run.meta("policy", episodes), "vae": digest(vae)}, ignore=("config.vae_train",))
+    claim(run.workdir, {**run.meta("policy", episodes), "vae": digest(vae)}, ignore=CHANGEABLE)
     first, frozen = begin(run, par, episodes)
-    windows = make_windows(run, episodes, ids, vae, numbers)
+    frozen = sharding.place(frozen, run.mesh)
+    windows = make_windows(run, episodes, vae)
 
     def loss(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
         return policy_loss(par.bind(params), batch, key)
 
     seen = validation_batches(windows, held_out if len(held_out) else ids, train.batch, VALIDATION_BATCHES)
+    seen = [sharding.spread(jax.tree.map(lambda leaf: leaf[rows], batch), run.mesh) for batch in seen]
     errors = jax.jit(lambda params, batch, key: policy_errors(par.bind(params), batch, key))
     losses = jax.jit(loss)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        rows = []
+        lines = []
         params = state.ema if frozen is None else join(cast(state.ema, train.dtype), frozen)
         for number, batch in enumerate(seen):
             key = jax.random.key(number)
             value, parts = losses(params, batch, key)
-            rows.append({"loss": value, **parts, **errors(params, batch, key)})
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+            lines.append({"loss": value, **parts, **errors(params, batch, key)})
+        return {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
 
-    _announce("policy", run.task, len(ids), len(held_out), par, train.steps)
+    _announce("policy", run, len(ids), len(held_out), par, train.steps)
     result = run.fit(
         first,
-        make_train_step(loss, train, frozen=frozen),
-        window_batches(windows, ids, train.batch, run.seed, train.start_share),
+        make_train_step(loss, train, run.mesh, frozen),
+        window_batches(windows, ids, train.batch, run.seed, train.start_share, rows),
         run.workdir,
         steps=train.steps,
         evaluate=evaluate,
         shapes=state_shapes(run, par),
     )
-    if result.signal is None and config.lora.rank:
+    if result.signal is None and config.lora.rank and processes.leads():
         save_file(lora.adapters(result.state.ema), run.workdir / ADAPTERS)
     return result
 
 
-def make_windows(run: Run, episodes: Episodes, ids: np.ndarray, vae: Params, numbers: dict) -> Windows:
+def encode(run: Run) -> Windows:
+    """Encodes ahead of training what a policy is trained on: `train_policy` then finds it in `run.workdir`.
+
+    Raises:
+      UserError: the data or the VAE do not fit, the instruction's embeddings are missing, or the disk is full.
+    """
+    run, episodes, vae = _fitted(run)
+    return make_windows(run, episodes, vae)
+
+
+def _fitted(run: Run) -> tuple[Run, Episodes, Params]:
+    """A policy's run with what its data and its VAE decide, and both of them."""
+    vae_config, _, vae = load_params(run.workdir / "vae")
+    _same_vae(vae_config.vae, run.config.vae, run.workdir / "vae")
+    episodes = run.episodes()
+    width = len(statistics(episodes)["low"])  # the control mode's
+    model = dataclasses.replace(run.config.model, action_dim=width)
+    config = dataclasses.replace(run.config, vae=vae_config.vae, model=model)
+    return dataclasses.replace(run, config=config), episodes, vae
+
+
+def make_windows(run: Run, episodes: Episodes, vae: Params) -> Windows:
     """The demonstrations as latents, kept in the VAE's folder, and scaled actions."""
     config = run.config
-    latents = encode_all(
-        run.workdir / "vae" / "latents",
-        episodes,
-        make_encode(config.vae, vae),
-        digest(vae),
-        config.picture,
-        shifts(episodes, ids, config.picture, run.seed),
-        (*config.latent_size, config.vae.latent_channels),
+    ids, _ = split_episodes(len(episodes))
+    latents = processes.in_turn(
+        lambda: encode_all(
+            run.workdir / "vae" / "latents",
+            episodes,
+            make_encode(config.vae, vae),
+            digest(vae),
+            config.picture,
+            shifts(episodes, ids, config.picture, run.seed),
+            (*config.latent_size, config.vae.latent_channels),
+        )
     )
+    numbers = statistics(episodes)
     low, high = numbers["low"], numbers["high"]
     rest = None
     if "delta" in episodes.meta.get("control_mode", ""):
@@ -177,10 +209,13 @@ def _same_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:
         raise UserError(f"the VAE in {folder} is not the preset's: {'; '.join(differing)}; train one with --stage=vae")
 
 
-def _announce(what: str, task: str, train: int, held_out: int, module: Functional, steps: int) -> None:
+def _announce(what: str, run: Run, train: int, held_out: int, module: Functional, steps: int) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0)))) / 1e6
-    print(
-        f"{what} for {task}: {size:.2f}M parameters, {steps} steps on {jax.devices()[0].platform}, "
-        f"{train} demonstrations to train on, {held_out} held out",
-        flush=True,
+    place = jax.devices()[0].platform
+    if run.mesh is not None:
+        axes = ",".join(f"{axis}:{size}" for axis, size in run.mesh.shape.items())
+        place = f"{run.mesh.size} {place} devices ({axes}) of {jax.process_count()} processes"
+    processes.say(
+        f"{what} for {run.task}: {size:.2f}M parameters, {steps} steps on {place}, "
+        f"{train} demonstrations to train on, {held_out} held out"
     )

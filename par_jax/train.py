@@ -20,11 +20,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from par_jax import sharding
+from par_jax import processes, sharding
 from par_jax.checkpoint import Checkpoints, flatten, is_full_disk, locked, nest
 from par_jax.config import TrainConfig
 from par_jax.errors import UserError
-from par_jax.metrics import Metrics, describe
+from par_jax.metrics import Metrics, Silence, describe
 
 Tree = Any
 Loss = Callable[[Tree, Tree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -138,7 +138,7 @@ def make_train_step(loss: Loss, config: TrainConfig, mesh: Mesh | None = None, f
     def computed(params: Tree, frozen: Tree | None, batch: Tree, key: jax.Array) -> tuple[jax.Array, dict]:
         params = cast(params, config.dtype)
         params = params if frozen is None else join(params, frozen)
-        value, parts = loss(params, cast(batch, config.dtype), key)
+        value, parts = loss(sharding.gathered(params), cast(batch, config.dtype), key)
         return value.astype(jnp.float32), parts
 
     def differentiated(*args: Any) -> tuple[tuple[jax.Array, dict], Tree]:
@@ -180,7 +180,12 @@ def make_train_step(loss: Loss, config: TrainConfig, mesh: Mesh | None = None, f
 
     compiled = jax.jit(train_step, donate_argnums=0)
     kept = sharding.place(frozen, mesh)
-    return lambda state, batch: compiled(state, sharding.spread(batch, mesh, config.accumulate), kept)
+
+    def step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
+        with sharding.under(mesh):
+            return compiled(state, sharding.spread(batch, mesh, config.accumulate), kept)
+
+    return step
 
 
 @contextlib.contextmanager
@@ -223,8 +228,11 @@ def fit(
     eval_every: int = 500,
     keep: int = 3,
     shapes: TrainState | None = None,
+    mesh: Mesh | None = None,
 ) -> Result:
     """Trains up to `steps`, from the last whole checkpoint in `workdir` if there is one.
+
+    Of several processes, which all have to call this, the first one writes; a signal to any of them stops them all.
 
     Args:
       first_state: draws a new run's state.
@@ -237,12 +245,15 @@ def fit(
       evaluate: state -> metrics, every `eval_every` steps and after the last one.
       eval_every: see `evaluate`.
       keep: checkpoints kept.
+      mesh: that of `train_step`; a run may go on under another one.
       shapes: of the state that a checkpoint must hold; those of `first_state`, which must be jitted then, by default.
 
     Raises:
       UserError: the loss is not finite, the disk is full, or the checkpoints are damaged or of another model.
     """
-    with locked(workdir), contextlib.closing(Checkpoints(workdir, keep)) as checkpoints:
+    with contextlib.ExitStack() as held:
+        processes.in_turn(lambda: held.enter_context(locked(workdir)) if processes.leads() else None)
+        checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, keep)))
         step, sums, count = 0, {}, 0
         restored = checkpoints.restore(jax.eval_shape(first_state) if shapes is None else shapes)
         if restored is None:
@@ -253,16 +264,17 @@ def fit(
             sums, count = progress["sums"], progress["count"]
         if step >= steps:
             return Result(state, step, None)
-        state = jax.device_put(state)
+        state = sharding.place(state, mesh)
+        numbers = Metrics(workdir, step, steps) if processes.leads() else Silence()
         try:
-            with Metrics(workdir, step, steps) as metrics, stop_signals() as caught:
+            with numbers as metrics, stop_signals() as caught:
                 metrics.say(f"going on from step {step}" if step else "compiling the training step")
 
                 def save() -> None:
                     progress = {"data": data.get_state(), "sums": sums, "count": count}
                     checkpoints.save(step, state, progress)
 
-                while step < steps and not caught:
+                while step < steps and not (stop := processes.agree(caught[0] if caught else 0)):
                     began = time.perf_counter()
                     batch = next(data)
                     state, values = train_step(state, batch)
@@ -277,13 +289,15 @@ def fit(
                         metrics.write(step, means | {"learning_rate": values["learning_rate"]})
                         sums, count = {}, 0
                     if evaluate is not None and (step % eval_every == 0 or step == steps):
-                        metrics.write(step, evaluate(state), "validation")
+                        with sharding.under(mesh):
+                            seen = evaluate(state)
+                        metrics.write(step, seen, "validation")
                     if step % checkpoint_every == 0 or step == steps:
                         save()
                 if checkpoints.saved != step:  # a signal came
                     save()
                 checkpoints.wait()
-                return Result(state, step, caught[0] if caught and step < steps else None)
+                return Result(state, step, stop if step < steps else None)
         except OSError as error:
             if is_full_disk(error):
                 raise checkpoints.explained(error) from error
@@ -294,7 +308,8 @@ def _refuse_nan(values: dict[str, float], step: int, batch: Tree, workdir: Path,
     if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
         return
     checkpoints.wait()
-    path = workdir / f"nan_batch_{step}.npz"
+    share = "" if jax.process_count() == 1 else f"_of_process_{jax.process_index()}"
+    path = workdir / f"nan_batch_{step}{share}.npz"
     np.savez(path, **{name.replace("/", "."): np.asarray(leaf) for name, leaf in flatten(batch).items()})
     stands = "no checkpoint was written yet"
     if checkpoints.saved is not None:

@@ -1,4 +1,26 @@
-"""The model's flags as they are when nobody sets them, for commands that are called without parsing."""
+"""Flags as they are when nobody sets them, for commands that are called without parsing."""
+
+from types import SimpleNamespace
+
+from tests.demos import SMALL
 
 _UNSET = ("lookahead", "lora_rank", "lora_alpha", "lora_targets", "cameras", "schedule", "sampler", "action_steps")
 MODEL_FLAGS = {"preset": "tiny", "variant": "full", **dict.fromkeys(_UNSET)}
+
+_OF_A_STAGE = ("steps", "batch", "accumulate", "learning_rate", "dtype", "remat")
+_OF_MANY_PROCESSES = ("mesh", "coordinator", "processes", "process")
+TRAINING_FLAGS = {
+    **MODEL_FLAGS,
+    "stage": "policy",
+    "seed": 0,
+    "log_every": 20,
+    "checkpoint_every": 250,
+    "eval_every": 500,
+    "device": "auto",
+    **dict.fromkeys(("init", "vae", "vae_steps", *_OF_A_STAGE, *_OF_MANY_PROCESSES)),
+}
+
+
+def training_flags(**changes: object) -> SimpleNamespace:
+    """What FLAGS hold when a training of the small preset is asked for with the flags given."""
+    return SimpleNamespace(**{**TRAINING_FLAGS, "task": "pushcube", "preset": SMALL.name, **changes})

@@ -51,9 +51,16 @@ def run(nova, tmp_path_factory):
     return Run("pushcube", config, data, base / "run", init=nova, log_every=1)
 
 
+def refuse(*_):
+    raise AssertionError("encoded again")
+
+
 @pytest.mark.usefixtures("hasty")
 def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys, monkeypatch):
     monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
+    stages.encode(beginning.adopt(run))
+    monkeypatch.setattr(beginning, "embed_prompts", refuse)  # all that is done ahead
+    monkeypatch.setattr(stages, "make_encode", lambda *_: refuse)
     stages.train_policy(beginning.adopt(run))
     assert "parameters, come from the checkpoint; new are action_head, action_tokenizer" in capsys.readouterr().out
     config, meta, params = load_params(run.workdir)

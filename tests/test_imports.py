@@ -12,7 +12,8 @@ _ROOT = Path(__file__).parent.parent
 # A module may import only from the rows above its own, and from its own package.
 _LAYERS = (
     {"errors", "config"},
-    {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation", "video", "versions", "tokenizer"},
+    {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation"},
+    {"video", "versions", "tokenizer", "processes"},
     {"nn", "checkpoint"},
     {"data", "results", "sharding", "pretrained", "initialise", "lora", "schedulers", "guidance"},
     {"model", "sim", "rollout"},

@@ -62,30 +62,33 @@ def split_episodes(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def picture_batches(
-    episodes: Demonstrations, ids: np.ndarray, config: PictureConfig, batch: int, seed: int
+    episodes: Demonstrations, ids: np.ndarray, config: PictureConfig, batch: int, seed: int, rows: slice = slice(None)
 ) -> grain.DatasetIterator:
     """Endless batches of random pictures of the episodes `ids`, each cropped with its own random shift.
 
     Every picture comes once before any comes twice. Deterministic in (seed, step); the iterator's `get_state`
-    is its position.
+    is its position. Only `rows` of each batch are read: every process draws all of them, and makes its own part.
 
     Returns:
-      An iterator over uint8 [batch, h, w, 3].
+      An iterator over uint8 [batch, h, w, 3], or as many rows as `rows` takes.
     """
     lengths = episodes.lengths()[ids] + 1
     places = np.stack([np.repeat(ids, lengths), np.concatenate([np.arange(n) for n in lengths])], axis=1)
 
-    def one(place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        shift = rng.integers(-config.shift, config.shift + 1, 2)
-        return crop(episodes.pictures(int(place[0]), [int(place[1])])[0], config, tuple(shift))
+    def draw(place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.concatenate([place, rng.integers(-config.shift, config.shift + 1, 2)])
+
+    def load(drawn: np.ndarray) -> np.ndarray:
+        return np.stack([crop(episodes.pictures(int(i), [int(s)])[0], config, (y, x)) for i, s, y, x in drawn[rows]])
 
     return iter(
         grain.MapDataset.source(places)
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(one)
+        .random_map(draw)
         .batch(batch)
+        .map(load)
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch))
     )
 

@@ -75,24 +75,25 @@ class Windows:
 
 
 def window_batches(
-    windows: Windows, ids: np.ndarray, batch: int, seed: int, start_share: float
+    windows: Windows, ids: np.ndarray, batch: int, seed: int, start_share: float, rows: slice = slice(None)
 ) -> grain.DatasetIterator:
     """Endless training batches: every episode of `ids` once before any comes twice, each time at a new start.
 
-    Deterministic in (seed, step); the iterator's `get_state` is its position.
+    Deterministic in (seed, step); the iterator's `get_state` is its position. Only `rows` of each batch are cut: every
+    process draws the whole batch, and makes its own part of it.
     """
 
-    def one(episode: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return windows.cut(int(episode), windows.draw_start(int(episode), rng, start_share))
+    def draw(episode: int, rng: np.random.Generator) -> np.ndarray:
+        return np.array([episode, windows.draw_start(int(episode), rng, start_share)])
 
     return iter(
         grain.MapDataset.source(np.asarray(ids))
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(one)
+        .random_map(draw)
         .batch(batch)
-        .map(lambda fields: Batch(**fields))
+        .map(lambda places: _stack([windows.cut(int(episode), int(start)) for episode, start in places[rows]]))
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
 
@@ -107,5 +108,9 @@ def validation_batches(windows: Windows, ids: np.ndarray, batch: int, count: int
             episode = int(ids[(number * batch + row) // 2 % len(ids)])
             start = 0 if row % 2 == 0 else windows.draw_start(episode, rng, 0.0)
             cuts.append(windows.cut(episode, start))
-        made.append(Batch(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]}))
+        made.append(_stack(cuts))
     return made
+
+
+def _stack(cuts: list[dict[str, np.ndarray]]) -> Batch:
+    return Batch(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]})

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from par_jax.nn.placement import gathered
+
 # What the backward pass finds of a block, by the name of what it computes again (`TrainConfig.remat`). "dots" keeps
 # the products with weights; attention's own, which grow with the square of the tokens, are computed again.
 KEPT: dict[str, Callable[..., bool]] = {
@@ -63,7 +65,7 @@ class Stack(nnx.Module):
         part = jax.tree.map(lambda leaf: leaf[start:stop], state)
 
         def one(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
-            return body(nnx.merge(graphdef, inputs[0]), carry, inputs[1])
+            return body(nnx.merge(graphdef, gathered(inputs[0])), carry, inputs[1])
 
         if self.remat != "none":
             # A scan's iterations cannot be merged, so nothing need stand in the way of merging.

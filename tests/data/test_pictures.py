@@ -77,6 +77,13 @@ def test_batches_are_random_crops_that_can_be_taken_up_again(episodes):
     np.testing.assert_array_equal(next(third), batches[2])
 
 
+def test_processes_load_their_own_rows_of_the_same_batches(episodes):
+    parts = (slice(None), slice(0, 3), slice(3, 8))
+    whole, first, last = (picture_batches(episodes, np.arange(5), SMALL.picture, 8, 1, rows) for rows in parts)
+    for _ in range(2):
+        np.testing.assert_array_equal(np.concatenate([next(first), next(last)]), next(whole))
+
+
 def test_sample_is_unshifted_and_spread(episodes):
     pictures = sample_pictures(episodes, np.array([2, 4]), SMALL.picture, 6)
     wanted = crop(np.concatenate([episodes.pictures(i) for i in (2, 4)]), SMALL.picture)

@@ -1,11 +1,13 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from par_jax.data.windows import Windows, validation_batches, window_batches
 
 CHUNK, PACKAGES, LENGTHS = 8, 3, (30, 13, 8, 21)
+ROWS = (slice(None), slice(0, 2), slice(2, 6))
 
 
 def make(rest=None):
@@ -74,6 +76,14 @@ def test_batches_go_on_from_a_position_and_depend_on_the_seed():
     for _ in range(5):
         assert same(next(first), next(second))
     assert not same(next(make_iterator(3)), next(make_iterator(4)))
+
+
+def test_processes_make_their_own_rows_of_the_same_batches():
+    whole, first, last = (window_batches(make(), np.arange(4), 6, 3, 0.25, rows) for rows in ROWS)
+    for _ in range(3):
+        wanted, *parts = next(whole), next(first), next(last)
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        assert parts[0].latents.shape[0] == 2 and same(joined, wanted)
 
 
 def test_every_episode_comes_once_a_round_in_a_new_order():

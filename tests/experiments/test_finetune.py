@@ -9,17 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments import finetune
+from experiments import devices, finetune, training
 from par_jax.checkpoint import flatten, load_params
 from par_jax.config import PRESETS, TINY
 from par_jax.errors import UserError
+from par_jax.nn.stack import KEPT
 from tests.demos import SMALL, make_demos
-from tests.flags import MODEL_FLAGS
+from tests.flags import training_flags
 
 _ROOT = Path(__file__).parents[2]
 
@@ -33,25 +33,13 @@ def data(tmp_path_factory):
 def command(monkeypatch, tmp_path, data):
     """Calls `main` with the small preset and the flags given."""
     monkeypatch.setitem(PRESETS, SMALL.name, SMALL)
-    monkeypatch.setattr(finetune.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(finetune, "keep_compiled", lambda _: None)
+    monkeypatch.setattr(training.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(devices, "keep_compiled", lambda _: None)
 
     def call(**changes: object) -> None:
-        values = {
-            **MODEL_FLAGS,
-            "task": "pushcube",
-            "preset": SMALL.name,
-            "data": str(data),
-            "workdir": str(tmp_path / "run"),
-            "stage": "policy",
-            "seed": 0,
-            "log_every": 1,
-            "checkpoint_every": 2,
-            "eval_every": 6,
-            "device": "auto",
-            **dict.fromkeys(("init", "vae", "steps", "vae_steps", "batch", "learning_rate", "dtype")),
-        }
-        monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(**values | changes))
+        values = training_flags(**{"data": str(data), "workdir": str(tmp_path / "run"), **changes})
+        for module in (training, finetune):
+            monkeypatch.setattr(module, "FLAGS", values)
         finetune.main()
 
     return call
@@ -65,6 +53,18 @@ def command(monkeypatch, tmp_path, data):
         ({"preset": "huge"}, "unknown preset 'huge': choose one of tiny"),
         ({"stage": "both"}, "unknown stage 'both'"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
+        ({"remat": "half"}, "unknown remat 'half': choose none, full or dots"),
+        ({"remat": "full", "stage": "vae"}, "--remat is of the policy's transformers"),
+        ({"accumulate": 3}, "a batch of 4 rows does not divide into 3 parts over 1 devices"),
+        ({"accumulate": 3, "stage": "vae"}, "a batch of 4 rows does not divide into 3 parts"),
+        ({"mesh": "data"}, "--mesh=data is no mesh: write each axis once"),
+        ({"mesh": "model:2"}, "unknown axis 'model'; the axes are data and fsdp"),
+        ({"mesh": "data:2,fsdp:2"}, "wants 4 devices, and there are 1"),
+        ({"processes": 2}, "--processes and --process go with --coordinator=host:port"),
+        ({"coordinator": "auto", "process": 0}, "--processes and --process go with --coordinator=host:port"),
+        ({"coordinator": "here", "processes": 2, "process": 0}, "--coordinator=here is no address"),
+        ({"coordinator": "here:1234", "processes": 2}, "goes with --processes, .*, and --process"),
+        ({"coordinator": "here:1234", "processes": 2, "process": 2}, "no --process=2 of 2: they count from 0"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"task": "pickcube"}, "has task pushcube, but pickcube was asked for"),
         ({"preset": "tiny"}, r"has picture_size \[40, 40\], but \[128, 128\] was asked for"),
@@ -104,31 +104,26 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(command, monkeypatch, num
 
 
 def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
-    flags = {
-        **MODEL_FLAGS,
-        "preset": "tiny",
-        "steps": 7,
-        "batch": 3,
-        "learning_rate": 1e-5,
-        "dtype": "bfloat16",
-        "vae_steps": None,
-    }
-    monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(stage="policy", init=None, **flags))
-    config = finetune.configuration()
+    flags = {"preset": "tiny", "steps": 7, "batch": 3, "learning_rate": 1e-5, "dtype": "bfloat16", "accumulate": 3}
+    monkeypatch.setattr(training, "FLAGS", training_flags(remat="dots", **flags))
+    config = training.configuration()
     assert (config.train.steps, config.train.batch, config.train.dtype) == (7, 3, "bfloat16")
+    assert (config.train.remat, config.train.accumulate) == ("dots", 3)
     assert config.vae_train == TINY.vae_train
-    monkeypatch.setattr(finetune, "FLAGS", SimpleNamespace(stage="vae", init=None, **flags))
-    config = finetune.configuration()
+    monkeypatch.setattr(training, "FLAGS", training_flags(stage="vae", **flags))
+    config = training.configuration()
     assert config.train == TINY.train
-    assert (config.vae_train.steps, config.vae_train.learning_rate) == (7, 1e-5)
+    assert (config.vae_train.steps, config.vae_train.learning_rate, config.vae_train.accumulate) == (7, 1e-5, 3)
+
+
+def test_every_remat_has_a_name_among_the_flags():
+    assert tuple(KEPT) == training.CHOICES["remat"]
 
 
 def test_flags_change_the_model(monkeypatch):
     changes = {"variant": "bins", "lookahead": 3, "schedule": "ddpm", "sampler": "ddim", "action_steps": 7}
-    values = {"steps": None, "batch": None, "learning_rate": None, "dtype": None, "vae_steps": None}
-    flags = SimpleNamespace(stage="policy", init=None, **values, **{**MODEL_FLAGS, **changes})
-    monkeypatch.setattr(finetune, "FLAGS", flags)
-    config = finetune.configuration()
+    monkeypatch.setattr(training, "FLAGS", training_flags(preset="tiny", **changes))
+    config = training.configuration()
     assert (config.model.action_head, config.model.lookahead) == ("bins", 3)
     assert (config.diffusion.chosen, config.diffusion.action_steps) == ("ddim", 7)
 
