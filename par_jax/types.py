@@ -55,8 +55,8 @@ class KVCache:
     """What a robot's next step needs of those before: keys and values of the video encoder for B robots, as a text
     prefix and a ring of the last W packages; and the look-ahead.
 
-    All robots write to the same slot of the ring, and `time` says how many of the slots behind it are a robot's own: one
-    whose episode begins anew, whenever that is, gets time 0.
+    All robots write to the same slot of the ring, and `time` says how many of the slots behind it are a robot's own:
+    one whose episode begins anew, whenever that is, gets time 0.
 
     Attributes:
       k, v: [Y, B, H, K_text + W * K_package, D]. Heads stand before tokens, as attention's products read them.

@@ -22,7 +22,7 @@ _LAYERS = (
     {"losses"},
     {"train"},
     {"runs", "policy", "costs"},
-    {"beginning", "export"},
+    {"beginning", "export", "bench"},
     {"stages"},
     {"experiments"},
     {"convert"},

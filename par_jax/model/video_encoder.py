@@ -103,8 +103,8 @@ class VideoEncoder(nnx.Module):
     def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array]:
         """One package through all layers, seeing what the cache holds.
 
-        The newest package takes the slot of the one that leaves the window, so the cost is constant. Keys and values are
-        carried through the layers and written in place, where a donated cache allows it: no layer's are copied.
+        The newest package takes the slot of the one that leaves the window, so the cost is constant. Keys and values
+        are carried through the layers and, where the cache is donated, written in place.
 
         Args:
           cache: of B robots.

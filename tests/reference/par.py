@@ -11,19 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.reference.frame_vae import Encoder
-from tests.reference.par_modules import (
-    ActionHead,
-    Block,
-    FrameEncoder,
-    FrameHead,
-    Projector,
-    Rotary,
-    TimePosition,
-    checkpointed,
-    load,
-    patchify,
-    space,
-)
+from tests.reference.par_blocks import Block, Projector, Rotary, TimePosition, checkpointed, load, patchify, space
+from tests.reference.par_heads import ActionHead, FrameEncoder, FrameHead
 
 
 class TextTable(nn.Module):
@@ -107,8 +96,9 @@ class Par(nn.Module):
         self.video_encoder = VideoEncoder(m.width, m.heads, m.video_depth)
         token = m.frame_patch**2 * channels
         fine = rows // m.frame_patch, columns // m.frame_patch
-        self.frame_encoder = FrameEncoder(fine, token, m.width, m.heads, m.frame_depth, m.positions == "rotary")
-        self.frame_head = FrameHead(token, m.width, m.frame_head_width, m.frame_head_depth)
+        if m.predict_frames:
+            self.frame_encoder = FrameEncoder(fine, token, m.width, m.heads, m.frame_depth, m.positions == "rotary")
+            self.frame_head = FrameHead(token, m.width, m.frame_head_width, m.frame_head_depth)
         self.action_head = ActionHead(m)
         self.grid = grid
         self.frame = grid[0] * grid[1]
@@ -123,7 +113,8 @@ class Par(nn.Module):
         place = torch.arange(self.size)
         own = (place < self.frame) | ((place[:, None] >= self.frame) & (place <= place[:, None]))
         self.register_buffer("own", own, persistent=False)
-        self.frame_encoder.tables(m.width // m.heads)
+        if m.predict_frames:
+            self.frame_encoder.tables(m.width // m.heads)
 
     def packages(self, latents, actions, known, time):
         """latents [..., h, w, C], actions [..., L, A], known [...] bool, time [...] -> [..., K, E]."""
@@ -200,75 +191,18 @@ class Par(nn.Module):
         cache.time += 1
         return self.split(self.video_encoder.norm(x))
 
+    def decide(self, z_a, ahead, known, noise):
+        """Actions [B, M * L, A] of their conditions, the look-ahead, where it is known [B], and noise."""
+        kv = self.action_head.condition(z_a, ahead, known)
+        return self.action_head.sample(kv, noise, self.config.diffusion.action_steps)
+
     def act(self, cache, latents, executed, noise):
         """The physical step: the next M chunks [B, M * L, A] from noise [B, M * L, A], and Z_O."""
         ahead, known = cache.ahead, (cache.time > 0).expand(len(latents))
         z_o, z_a = self.step(cache, latents, executed)
-        kv = self.action_head.condition(z_a, ahead, known)
-        actions = self.action_head.sample(kv, noise, self.config.diffusion.action_steps)
+        actions = self.decide(z_a, ahead, known, noise)
         cache.ahead.copy_(actions[:, self.config.model.chunk :])
         return actions, z_o
-
-    # Training.
-
-    def forward(self, batch, draws):
-        """The objective with its draws given: see `draws.policy_draws`."""
-        n = batch["frame_valid"].shape[1]
-        time = draws["first"] + torch.arange(n, device=draws["first"].device)
-        known = (batch["has_past"][:, None] | (torch.arange(n, device=time.device) > 0)) & ~draws["alone"][:, None]
-        z_o, z_a = self.encode(
-            batch["latents"][:, :n], batch["actions"][:, :n], known, batch["text"], time, draws["alone"]
-        )
-        return self.frame_loss(z_o, batch, draws) + self.action_loss(z_a, batch, draws)
-
-    def action_loss(self, z_a, batch, draws):
-        (b, n), m, t, noise = z_a.shape[:2], self.config.model, draws["action_t"], draws["action_noise"]
-        following = [range(1 + i, 1 + i + n) for i in range(m.lookahead)]
-        target = torch.stack([batch["actions"][:, r.start : r.stop] for r in following], 2).flatten(0, 1).flatten(1, 2)
-        valid = torch.stack([batch["valid"][:, r.start - 1 : r.stop - 1] for r in following], 2)
-        z_a, count = z_a.flatten(0, 1), len(t)
-        kv = self.action_head.condition(z_a, *self.drafts(z_a, b, n, draws))
-        kv = [[part.repeat(count, 1, 1, 1) for part in pair] for pair in kv]
-        each = target.expand(count, *target.shape)
-        x = noised(each, noise, t[..., None, None])
-        out = self.action_head(x.flatten(0, 1), 1000 * t.flatten(), kv).unflatten(0, (count, -1))
-        error = (out.float() - (noise - each).float()).square().mean(-1).mean(0)
-        return mean(error.flatten(), valid.flatten())
-
-    def drafts(self, z_a, b, n, draws):
-        """The model's own look-ahead from the package before: [B * N, (M-1) * L, A], and where there is one."""
-        m, device = self.config.model, z_a.device
-        known = ((torch.arange(n, device=device) > 0) & ~draws["alone"][:, None]).flatten()
-        none = torch.zeros(b * n, (m.lookahead - 1) * m.chunk, m.action_dim, dtype=z_a.dtype, device=device)
-        if m.lookahead == 1 or n == 1:
-            return none, known
-        with torch.no_grad():
-            kv = self.action_head.condition(z_a, none, torch.zeros_like(known))
-            made = self.action_head.sample(kv, draws["draft_noise"], 2)[:, m.chunk :]
-        return made.unflatten(0, (b, n)).roll(1, 1).flatten(0, 1).to(z_a.dtype), known
-
-    def frame_loss(self, z_o, batch, draws):
-        m, some = self.config.model, draws["some"]
-        frames = patchify(batch["latents"][:, 1:], m.frame_patch).flatten(0, 1)[some]
-        z, there = z_o.flatten(0, 1)[some], batch["frame_valid"].flatten()[some]
-        order, count, k = draws["order"], draws["count"], frames.shape[1]
-        rank = order.argsort(1)
-        hidden = (rank >= count[:, None]) & there[:, None]
-        shown = order[:, : round((1 - m.mask_ratio[0]) * k) + 1]
-        condition = self.frame_encoder(frames, z, shown, count, self.remat)
-        t, noise = draws["frame_t"], draws["frame_noise"]
-        each = frames.expand(len(t), *frames.shape)
-        out = self.frame_head(noised(each, noise, t[..., None]), 1000 * t, condition.expand(len(t), *condition.shape))
-        return mean((out.float() - (noise - each).float()).square().mean(-1).mean(0), hidden)
-
-
-def noised(x, noise, t):
-    t = t.to(x.dtype)
-    return t * noise + (1 - t) * x
-
-
-def mean(values, where):
-    return (values * where).sum() / where.sum().clamp(min=1)
 
 
 class Actor(nn.Module):
@@ -282,6 +216,10 @@ class Actor(nn.Module):
         """pictures uint8 [B, H, W, 3], executed [B, L, A], noise [B, M * L, A] -> actions [B, M * L, A] and Z_O."""
         return self.par.act(cache, self.vae(pictures), executed, noise)
 
+    def act(self, cache, pictures, executed, noise):
+        """The actions alone."""
+        return self(cache, pictures, executed, noise)[0]
+
 
 def make(config, par, vae):
     """Our parameters, as flat dicts of numpy arrays, in PyTorch modules: an `Actor`.
@@ -290,54 +228,11 @@ def make(config, par, vae):
       ValueError: the configuration is one of those that this reference has not.
     """
     m, d = config.model, config.diffusion
-    if not (m.transformer and m.predict_frames) or m.action_head != "dit" or (d.schedule, d.chosen) != ("flow",) * 2:
-        raise ValueError("the PyTorch reference has the transformer, the frame head and the flow-matched DiT only")
+    if not m.transformer or m.action_head != "dit" or (d.schedule, d.chosen) != ("flow", "flow"):
+        raise ValueError("the PyTorch reference has no ablations, and flow matching only")
     with torch.device("meta"):
         blank, encoder = Par(config), Encoder(config.vae)
     blank.tables()
     named = {n.removeprefix("encoder/"): x for n, x in vae.items() if n.split("/")[0] in ("encoder", "quant_conv")}
     scale = config.lora.alpha / max(config.lora.rank, 1)
     return Actor(load(blank, par, scale), load(encoder, named))
-
-
-class Trainer:
-    """Training as `par_jax.train` has it: the loss computed in `train.dtype` of float32 parameters, clipping, AdamW with
-    decay of the matrices alone, an average of the parameters. Parts with adapters are frozen but for those.
-
-    Args:
-      compiled: whether torch.compile makes forward and backward pass.
-    """
-
-    def __init__(self, par, train, compiled=False):
-        self.par, self.train = par, train
-        adapted = {name.split(".")[0] for name in dict(par.named_parameters()) if "lora_" in name}
-        for name, parameter in par.named_parameters():
-            parameter.requires_grad_("lora_" in name or name.split(".")[0] not in adapted)
-        trained = {name: parameter for name, parameter in par.named_parameters() if parameter.requires_grad}
-        groups = [[], []]
-        for name, parameter in trained.items():
-            groups[name.endswith(".weight") and parameter.ndim > 1].append(parameter)
-        decays = 0.0, train.weight_decay
-        groups = [{"params": ps, "weight_decay": decay} for ps, decay in zip(groups, decays, strict=True)]
-        self.parameters = list(trained.values())
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.95), fused=True)
-        self.loss = torch.compile(self._loss) if compiled else self._loss
-
-    def _loss(self, batch, draws):
-        dtype = getattr(torch, self.train.dtype)
-        parameters = {name: parameter.to(dtype) for name, parameter in self.par.named_parameters()}
-        batch, draws = (
-            {k: x.to(dtype) if x.dtype == torch.float32 else x for k, x in d.items()} for d in (batch, draws)
-        )
-        return torch.func.functional_call(self.par, parameters, (batch, draws))
-
-    def step(self, batch, draws):
-        """One step: the loss before it."""
-        self.optimizer.zero_grad(set_to_none=True)
-        value = self.loss(batch, draws)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip)
-        self.optimizer.step()
-        torch._foreach_lerp_(self.average, self.parameters, 1 - self.train.ema)
-        return value.detach()

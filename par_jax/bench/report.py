@@ -1,0 +1,120 @@
+"""One benchmark: acting, and training where it is asked for. PyTorch is imported for a peer only."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from par_jax import lora
+from par_jax.bench import subject as acting
+from par_jax.bench import timing, training
+from par_jax.bench.hardware import Peaks
+from par_jax.bench.question import Question, compared, indented, say, times
+from par_jax.bench.subject import FRAME, PARTS, WHOLE, Subject
+from par_jax.checkpoint import load_params
+from par_jax.config import Config
+from par_jax.costs import costs
+from par_jax.nn.functional import Params
+
+# The episode whose first and last steps are compared.
+EPISODE = 200
+
+
+def run(question: Question, peaks: Peaks) -> dict[str, Any]:
+    """Measures, and prints as it goes. Returns all numbers, JSON-able."""
+    config, weights = question.config, None
+    if question.checkpoint is not None:
+        config, _, par = load_params(question.checkpoint)
+        weights = {"par": par, "vae": load_params(question.checkpoint / "vae")[2]}
+        config = dataclasses.replace(config, train=question.config.train)
+    say(f"\n{config.name}, batch {question.batch}, {question.dtype}")
+    say(f"  peaks: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.4g} GB/s ({peaks.source})")
+    found: dict[str, Any] = {
+        "preset": config.name,
+        "batch": question.batch,
+        "dtype": question.dtype,
+        "action_steps": config.diffusion.action_steps,
+        "peaks": dataclasses.asdict(peaks),
+    }
+    found["acting"] = _acting(dataclasses.replace(question, config=config), weights, peaks)
+    if question.train:
+        found["training"] = training.measured(dataclasses.replace(question, config=config), weights, peaks)
+    return found
+
+
+def _acting(question: Question, weights: Params | None, peaks: Peaks) -> dict[str, Any]:
+    config = acting.acting(question.config, question.frames)
+    if weights is None:
+        par, vae = acting.models(config)
+        weights = {"par": acting.random_params(par), "vae": acting.random_params(vae, 1)}
+    else:
+        plain = lora.merge(weights["par"], question.config.lora) if question.config.lora.rank else weights["par"]
+        kept = set(jax.eval_shape(acting.models(config)[0].init, jax.random.key(0)))
+        weights = {"par": {name: tree for name, tree in plain.items() if name in kept}, "vae": weights["vae"]}
+    subject = Subject(config, weights, question.batch, question.dtype)
+    counted = costs(config, question.batch, jnp.dtype(question.dtype).itemsize)
+    work = subject.work(counted.step_flops) | {FRAME: (float(counted.frame_flops), 0.0)}
+
+    whole = set(question.parts) == set(PARTS)
+    names = [*question.parts, *([WHOLE] if whole else []), *([FRAME] if question.frames else [])]
+    say(f"  {'acting':<18}{'median':>10}{'p99':>10}{'compile':>9}   floors: products, memory    reached")
+    found: dict[str, Any] = {}
+    for name in names:
+        call = subject.run(name)
+        first = timing.once(call)
+        seconds = timing.many(call, question.steps)
+        floors = peaks.floor(*work[name])
+        median = float(np.median(seconds))
+        found[name] = timing.spread(seconds) | {
+            "compile_s": max(first - median, 0.0),
+            "flops": work[name][0],
+            "bytes": work[name][1],
+            "flops_floor_ms": 1e3 * floors[0],
+            "bytes_floor_ms": 1e3 * floors[1],
+            "reached": max(floors) / median,
+        }
+        row = found[name]
+        say(
+            f"  {name:<18}{row['median_ms']:>7.2f} ms{row['p99_ms']:>7.2f} ms{row['compile_s']:>7.1f} s"
+            f"   {row['flops_floor_ms']:>9.3f} ms {row['bytes_floor_ms']:>8.3f} ms {100 * row['reached']:>9.1f}%"
+        )
+    timed = WHOLE if whole else "transformer"
+    if timed in names:
+        found["late_over_early"] = _growth(subject, timed, question.rounds)
+        say(f"  steps {EPISODE - 9} to {EPISODE} of an episode over its first 10: {times(found['late_over_early'])}")
+    if question.rounding:
+        found["rounding"] = _rounding(config, weights, subject)
+        say(f"  actions in {question.dtype} differ from float32's by {100 * found['rounding']:.2f}%")
+    if question.peer:
+        from par_jax.bench.peer import Peer
+
+        peer = Peer(config, weights)
+        for name in [WHOLE] if whole else question.parts:
+            runs = {"jax": subject.run(name)} | peer.acting(subject, name, indented)
+            found[f"torch over jax, {name}"] = compared(name, runs, question.rounds)
+    return found
+
+
+def _growth(subject: Subject, name: str, rounds: int) -> dict[str, float]:
+    """Ten steps at an episode's end over ten at its beginning, in turn."""
+    times = {0: [], EPISODE - 10: []}
+    for _ in range(rounds):
+        for at, kept in times.items():
+            call = subject.run(name, at)
+            kept.append(np.median([timing.once(call) for _ in range(10)]))
+    early, late = (np.array(kept) for kept in times.values())
+    return timing.ratio(late, early)
+
+
+def _rounding(config: Config, weights: Params, subject: Subject) -> float:
+    """How far three steps' actions lie from float32's of the same noise, relative to their size."""
+    exact = Subject(config, weights, subject.batch, "float32")
+    far = []
+    with jax.default_matmul_precision("highest"):
+        ours, theirs = subject.run(WHOLE), exact.run(WHOLE)
+        for _ in range(3):
+            a, b = (np.concatenate([np.asarray(x) for x in call()], axis=1) for call in (ours, theirs))
+            far.append(float(np.linalg.norm(a - b) / np.linalg.norm(b)))
+    return max(far)
