@@ -14,8 +14,8 @@ from experiments.app import run
 from experiments.training import FLAGS, define_flags
 
 if TYPE_CHECKING:
+    from par_jax.loop import Result
     from par_jax.runs import Run
-    from par_jax.train import Result
 
 
 def end(result: "Result", workdir: Path) -> None:

@@ -23,10 +23,11 @@ from par_jax.data.episodes import Episodes, statistics
 from par_jax.data.latents import digest
 from par_jax.errors import UserError
 from par_jax.language import FILE
+from par_jax.loop import Result, fit
 from par_jax.nn.functional import Functional, Params
 from par_jax.sharding import check_rows, shardings
 from par_jax.tasks import get_task
-from par_jax.train import Result, TrainState, fit, init_state
+from par_jax.train import TrainState, init_state
 from par_jax.versions import versions
 
 PACKAGES = ("par_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -93,7 +94,7 @@ class Run:
         }
 
     def fit(self, *args: Any, **kwargs: Any) -> Result:
-        """`par_jax.train.fit` with this run's mesh and intervals."""
+        """`par_jax.loop.fit` with this run's mesh and intervals."""
         return fit(
             *args,
             mesh=self.mesh,

@@ -20,6 +20,7 @@ from par_jax.data.pictures import picture_batches, sample_pictures, split_episod
 from par_jax.data.windows import Windows, validation_batches, window_batches
 from par_jax.errors import UserError
 from par_jax.language import instruction_tokens
+from par_jax.loop import Result
 from par_jax.losses import policy_errors, policy_loss
 from par_jax.losses_vae import vae_loss
 from par_jax.model.par import PAR
@@ -28,7 +29,7 @@ from par_jax.nn.functional import Functional, Params
 from par_jax.normalise import scale_actions
 from par_jax.runs import Run, first_state, is_trained
 from par_jax.tasks import get_task
-from par_jax.train import Result, TrainState, cast, join, make_train_step
+from par_jax.train import TrainState, cast, join, make_train_step
 
 # What training the VAE adds to its config.json.
 MEASURED = ("complete", "config.vae.scaling_factor", "config.vae.shift_factor")

@@ -21,6 +21,7 @@ _LAYERS = (
     {"sampling", "generation", "arithmetic"},
     {"losses"},
     {"train"},
+    {"loop"},
     {"runs", "policy", "costs"},
     {"beginning", "export", "bench"},
     {"stages"},

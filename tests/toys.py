@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from par_jax.config import TrainConfig
-from par_jax.train import Result, TrainState, fit, init_state, make_train_step
+from par_jax.loop import Result, fit
+from par_jax.train import TrainState, init_state, make_train_step
 
 TOY = TrainConfig(steps=20, batch=4, learning_rate=1e-2, warmup=2)
 

@@ -7,7 +7,7 @@ from experiments import devices, encode, finetune, training
 from par_jax import runs, stages
 from par_jax.config import PRESETS
 from par_jax.errors import UserError
-from par_jax.train import Result
+from par_jax.loop import Result
 from tests.demos import SMALL, make_demos
 from tests.flags import training_flags
 from tests.model.random_vae import make_vae
