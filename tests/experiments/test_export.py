@@ -16,10 +16,8 @@ from par_jax.config import LoRAConfig
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
-from par_jax.nn.functional import Functional
 from par_jax.policy import Policy
-from tests.demos import SIZE, SMALL, make_demos
-from tests.model.conftest import random_params
+from tests.demos import SIZE, SMALL, make_demos, make_run
 
 BATCH = 2
 CONFIG = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, lookahead=2))
@@ -31,12 +29,9 @@ def checkpoint(tmp_path_factory):
     """A run's folder with made-up parameters."""
     base = tmp_path_factory.mktemp("export")
     run = runs.Run("pushcube", CONFIG, make_demos(base / "data"), base / "run")
-    for folder, stage, make in (
-        (run.workdir / "vae", "vae", lambda rngs: VAE(CONFIG.vae, rngs=rngs)),
-        (run.workdir, "policy", lambda rngs: PAR(CONFIG, rngs=rngs)),
-    ):
-        meta = {**run.meta(stage, run.episodes()), "complete": True}
-        runs.write_frozen(folder, 3, random_params(Functional(make)), meta)
+    meta = run.meta("vae", run.episodes()) | {"complete": True}
+    make_run(run.workdir / "vae", lambda rngs: VAE(CONFIG.vae, rngs=rngs), meta)
+    make_run(run.workdir, lambda rngs: PAR(CONFIG, rngs=rngs), run.meta("policy", run.episodes()))
     return run.workdir
 
 
