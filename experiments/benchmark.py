@@ -7,6 +7,7 @@ python -m experiments.benchmark --suite=gpu --json=gpu.json
 
 import dataclasses
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from absl import flags
 
 from experiments import app, devices
 from experiments.model_flags import define_model_flags, preset
-from par_jax.bench import report, shapes
+from par_jax.bench import report, shapes, timing
 from par_jax.bench.hardware import name, peaks
 from par_jax.bench.question import Question
 from par_jax.bench.subject import PARTS
@@ -44,6 +45,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("compile", False, "Only compile, for shapes alone: seconds, and memory by the compiler.")
     flags.DEFINE_integer("steps", None, "Timed steps; by default as many as fit four seconds.", lower_bound=2)
     flags.DEFINE_integer("rounds", 9, "Rounds in which what is compared takes turns.", lower_bound=3)
+    flags.DEFINE_bool("one_thread", False, "One thread, and the processor's time in place of the clock's: CPUs alone.")
     flags.DEFINE_float("peak_tflops", None, "What the device can do, in TFLOP/s of dense products.", lower_bound=0.0)
     flags.DEFINE_float("bandwidth", None, "What its memory can do, in GB/s.", lower_bound=0.0)
     flags.DEFINE_enum("suite", None, ["gpu"], "All that is measured on a GPU, one after the other.")
@@ -60,11 +62,18 @@ def main() -> None:
         FLAGS.device = "gpu"
     if FLAGS.peer:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the two share the device's memory
+    if FLAGS.one_thread:
+        _one_thread()
     devices.choose(FLAGS.device)
     asked = _suite() if FLAGS.suite else [_single()]
     device = name()
-    found: dict[str, Any] = {"device": device, "versions": versions(PACKAGES), "runs": []}
-    print(f"on {device}", flush=True)
+    threads = "one" if FLAGS.one_thread else "all"
+    found: dict[str, Any] = {"device": device, "threads": threads, "versions": versions(PACKAGES), "runs": []}
+    print(f"on {device}{', one thread, processor time' * FLAGS.one_thread}", flush=True)
+    if not FLAGS.one_thread and FLAGS.device != "gpu" and os.getloadavg()[0] > 0.5:
+        print(
+            f"  other programs are running (load {os.getloadavg()[0]:.1f}): --one_thread bears that better", flush=True
+        )
     for question in asked:
         if FLAGS.compile:
             found["runs"].append(shapes.measured(question.config, question.batch, question.dtype))
@@ -72,6 +81,17 @@ def main() -> None:
             found["runs"].append(report.run(question, peaks(question.dtype, FLAGS.peak_tflops, FLAGS.bandwidth)))
         if FLAGS.json:
             write_json(Path(FLAGS.json), found)
+
+
+def _one_thread() -> None:
+    """For a machine that has other work to do: threads would wait for each other's turn."""
+    if FLAGS.device == "gpu":
+        raise UserError("--one_thread is for CPUs: leave it out on a GPU")
+    FLAGS.device = "cpu"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    timing.CLOCK = time.process_time
 
 
 def _single() -> Question:

@@ -16,7 +16,7 @@ from par_jax.data.pictures import to_unit
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional, Params
-from par_jax.policy import PhysicalStep
+from par_jax.policy import PhysicalStep, prepared
 from par_jax.types import Ahead, KVCache
 
 PARTS = ("frame encoding", "transformer", "action head")
@@ -56,7 +56,7 @@ def abstract(config: Config, batch: int, dtype: str) -> tuple[Params, tuple]:
     """Shapes of the acting step's weights and of its other arguments."""
     par, vae = models(config)
     made = {"par": jax.eval_shape(par.init, jax.random.key(0)), "vae": jax.eval_shape(vae.init, jax.random.key(0))}
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), made)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), jax.eval_shape(prepared, made))
     text, pictures, executed, keys = jax.eval_shape(lambda: inputs(config, batch, dtype, jnp))
     cache = jax.eval_shape(PhysicalStep(config).start, params, text)
     return params, (cache, pictures, executed, keys)
@@ -93,7 +93,7 @@ class Subject:
 
     def __init__(self, config: Config, params: Params, batch: int, dtype: str):
         self.config, self.batch, self.dtype = config, batch, dtype
-        self.params = jax.device_put(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params))
+        self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), prepared(params))
         par, vae = models(config)
         self.physical = PhysicalStep(config)
         self.text, self.pictures, self.executed, self.keys = jax.device_put(inputs(config, batch, dtype))

@@ -15,7 +15,7 @@ from par_jax.config import LoRAConfig, PictureConfig
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
-from par_jax.policy import PhysicalStep
+from par_jax.policy import PhysicalStep, prepared
 from par_jax.train import join, make_optimizer
 from tests.model.conftest import SMALL, make_batch, random_params
 from tests.reference.draws import action_noise, policy_draws
@@ -93,12 +93,15 @@ def case(request):
 
 
 def test_the_cached_pass_and_the_whole_step_beyond_the_context(case):
-    """From pictures to actions, five packages through a window of three; the look-ahead travels in the cache."""
+    """From pictures to actions, five packages through a window of three; the look-ahead travels in the cache. Our
+    weights are prepared for acting, as a policy's are.
+    """
     config, m, physical = case.config, case.config.model, PhysicalStep(case.config)
     rng = np.random.default_rng(1)
     pictures = rng.integers(0, 256, (STEPS, 2, *config.picture.stitched, 3), np.uint8)
     start, act = jax.jit(physical.start), jax.jit(physical.act)
-    cache = start(case.params, case.batch.text)
+    params = prepared(case.params)
+    cache = start(params, case.batch.text)
     executed = jnp.zeros((2, m.chunk, m.action_dim))
     with torch.no_grad():
         kept = case.peer.par.start(case.given["text"])
@@ -106,7 +109,7 @@ def test_the_cached_pass_and_the_whole_step_beyond_the_context(case):
             keys = jax.random.split(jax.random.key(step), 2)
             noise = torch.tensor(np.asarray(action_noise(config, keys)))
             theirs, z_o = case.peer(kept, torch.tensor(seen), torch.tensor(np.asarray(executed)), noise)
-            cache, executed, ahead, ours_o = act(case.params, cache, seen, executed, keys)
+            cache, executed, ahead, ours_o = act(params, cache, seen, executed, keys)
             close(ours_o, z_o)
             close(jnp.concatenate([executed, ahead], 1), theirs)
 
