@@ -31,6 +31,11 @@ def prepared(params: dict) -> dict:
     return {"par": par, "vae": pictures_only(params["vae"])}
 
 
+def _dtype(params: dict) -> jnp.dtype:
+    """What the parameters, and so the computation, are made of."""
+    return jax.tree.leaves(params["par"])[0].dtype
+
+
 class PhysicalStep:
     """The step from pictures to actions, as pure functions over `{"par": ..., "vae": ...}` for B robots.
 
@@ -47,6 +52,8 @@ class PhysicalStep:
 
     def start(self, params: dict, text: jax.Array) -> KVCache:
         """The cache before the first observation: text [B, K_text] ids or [B, K_text, dim] embeddings."""
+        if jnp.issubdtype(text.dtype, jnp.floating):
+            text = text.astype(_dtype(params))
         return sampling.start(self._par.bind(params["par"]), text)
 
     def act(
@@ -65,7 +72,7 @@ class PhysicalStep:
           Z_O [B, K_o, E] for `predict`.
         """
         model = self._par.bind(params["par"])
-        dtype = jax.tree.leaves(params["par"])[0].dtype
+        dtype = _dtype(params)
         latents = self._vae.bind(params["vae"]).encode_frames(to_unit(pictures).astype(dtype))
         cache, actions, ahead, z_o = sampling.act(model, cache, latents, executed.astype(dtype), keys)
         return cache, actions.astype(jnp.float32), ahead.astype(jnp.float32), z_o

@@ -7,6 +7,16 @@ from tests.demos import SMALL
 _UNSET = ("lookahead", "lora_rank", "lora_alpha", "lora_targets", "cameras", "schedule", "sampler", "action_steps")
 MODEL_FLAGS = {"preset": "tiny", "variant": "full", **dict.fromkeys(_UNSET)}
 
+ROLLOUT_FLAGS = {
+    "protocol": "rdt",
+    "seed": 0,
+    "workers": 2,
+    "videos": 1,
+    "overwrite": False,
+    "device": "auto",
+    **dict.fromkeys(("out", "episodes", "dtype", "sampler", "action_steps")),
+}
+
 _OF_A_STAGE = ("steps", "batch", "accumulate", "learning_rate", "dtype", "remat")
 _OF_MANY_PROCESSES = ("mesh", "coordinator", "processes", "process")
 TRAINING_FLAGS = {

@@ -9,14 +9,16 @@ import pytest
 pytest.importorskip("mani_skill")
 
 from experiments import rollout  # noqa: E402
-from par_jax import evaluation, stages  # noqa: E402
+from par_jax import evaluation  # noqa: E402
 from par_jax.data import episodes as disk  # noqa: E402
 from par_jax.data.episodes import Episodes  # noqa: E402
 from par_jax.model.par import PAR  # noqa: E402
 from par_jax.model.vae import VAE  # noqa: E402
+from par_jax.runs import Run  # noqa: E402
 from par_jax.sim import collect  # noqa: E402
 from tests import demos  # noqa: E402
 from tests.demos import TWO_CAMERAS  # noqa: E402
+from tests.flags import ROLLOUT_FLAGS  # noqa: E402
 
 
 def test_two_cameras_all_the_way(tmp_path, monkeypatch):
@@ -28,13 +30,13 @@ def test_two_cameras_all_the_way(tmp_path, monkeypatch):
     pictures = data.pictures(0)
     assert pictures.shape == (data.lengths()[0] + 1, 40, 80, 3)
 
-    run = stages.Run("pushcube", TWO_CAMERAS, tmp_path / "data", tmp_path / "run")
+    run = Run("pushcube", TWO_CAMERAS, tmp_path / "data", tmp_path / "run")
     demos.make_run(run.workdir, lambda rngs: PAR(TWO_CAMERAS, rngs=rngs), run.meta("policy", run.episodes()))
     make_vae = lambda rngs: VAE(TWO_CAMERAS.vae, rngs=rngs)  # noqa: E731
     demos.make_run(run.workdir / "vae", make_vae, run.meta("vae", run.episodes()))
     monkeypatch.setitem(evaluation.PROTOCOLS, "rdt", dataclasses.replace(evaluation.PROTOCOLS["rdt"], max_steps=9))
-    flags = dict(checkpoint=str(run.workdir), task="pushcube", out=None, protocol="rdt", episodes=1, seed=0, workers=1)
-    monkeypatch.setattr(rollout, "FLAGS", SimpleNamespace(**flags, videos=1, overwrite=False, device="auto"))
+    flags = ROLLOUT_FLAGS | {"checkpoint": str(run.workdir), "task": "pushcube", "episodes": 1, "workers": 1}
+    monkeypatch.setattr(rollout, "FLAGS", SimpleNamespace(**flags))
     seen = []
     monkeypatch.setattr(rollout.video, "write", lambda film, stem, fps: seen.append(film))
     rollout.main()

@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +19,12 @@ import pytest
 
 from experiments import rollout
 from par_jax import evaluation
-from par_jax.config import TINY, to_dict
+from par_jax.config import TINY, Config, to_dict
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from tests import demos
+from tests.flags import ROLLOUT_FLAGS
 
 _META = {
     "stage": "policy",
@@ -39,8 +41,10 @@ class FakePolicy:
     params = {"kernel": np.arange(4.0, dtype=np.float32)}
 
     @classmethod
-    def load(cls, folder: Path) -> "FakePolicy":
-        return cls()
+    def load(cls, folder: Path, adjust: Callable[[Config], Config]) -> "FakePolicy":
+        policy = cls()
+        policy.config = adjust(policy.config)
+        return policy
 
     def init(self, key: jax.Array, instruction: str) -> Any:
         assert instruction == "go"
@@ -80,17 +84,11 @@ def command(tmp_path, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(_META))
-    defaults = {
+    defaults = ROLLOUT_FLAGS | {
         "checkpoint": str(run),
         "task": "pushcube",
         "out": str(tmp_path / "out"),
-        "protocol": "rdt",
         "episodes": 10,
-        "seed": 0,
-        "workers": 2,
-        "videos": 1,
-        "overwrite": False,
-        "device": "auto",
     }
     pools: list[FakePool] = []
 
@@ -288,13 +286,10 @@ def test_a_checkpoint_rolls_out_in_the_real_simulator_the_same_twice(tmp_path, m
             "out": str(tmp_path / f"out{workers}"),
             "protocol": "rdt",
             "episodes": 3,
-            "seed": 0,
             "workers": workers,
             "videos": videos,
-            "overwrite": False,
-            "device": "auto",
         }
-        monkeypatch.setattr(rollout, "FLAGS", SimpleNamespace(**flags))
+        monkeypatch.setattr(rollout, "FLAGS", SimpleNamespace(**ROLLOUT_FLAGS | flags))
         rollout.main()
         made.append([row | {"filmed": None} for row in _rows(tmp_path / f"out{workers}")])
     assert made[0] == made[1]
