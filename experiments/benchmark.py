@@ -43,6 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("train_batch", None, "Sequences of a training step; the preset's by default.", lower_bound=1)
     flags.DEFINE_enum("remat", None, list(KEPT), "Rematerialisation of training; the preset's by default.")
     flags.DEFINE_bool("compile", False, "Only compile, for shapes alone: seconds, and memory by the compiler.")
+    flags.DEFINE_string("topology", None, "With --compile: a TPU that need not be here, as v5p:2x2x1; needs libtpu.")
     flags.DEFINE_integer("steps", None, "Timed steps; by default as many as fit four seconds.", lower_bound=2)
     flags.DEFINE_integer("rounds", 9, "Rounds in which what is compared takes turns.", lower_bound=3)
     flags.DEFINE_bool("one_thread", False, "One thread, and the processor's time in place of the clock's: CPUs alone.")
@@ -75,7 +76,9 @@ def main() -> None:
             f"  other programs are running (load {os.getloadavg()[0]:.1f}): --one_thread bears that better", flush=True
         )
     for question in asked:
-        if FLAGS.compile:
+        if FLAGS.compile and FLAGS.topology:
+            found["runs"].append(shapes.for_tpu(question.config, question.batch, question.dtype, FLAGS.topology))
+        elif FLAGS.compile:
             found["runs"].append(shapes.measured(question.config, question.batch, question.dtype))
         else:
             found["runs"].append(report.run(question, peaks(question.dtype, FLAGS.peak_tflops, FLAGS.bandwidth)))

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 from par_jax.bench import subject, training
 from par_jax.bench.compiling import compiled, memory
@@ -43,18 +46,56 @@ def measured(config: Config, batch: int, dtype: str) -> dict[str, Any]:
     return found
 
 
-def acting_step(config: Config, batch: int, dtype: str) -> dict[str, Any]:
-    """Seconds that tracing and compiling the acting step take, and its memory."""
+def for_tpu(config: Config, batch: int, dtype: str, topology: str) -> dict[str, Any]:
+    """Compiles both steps for a TPU that need not be there, one chip of it, and says what memory they need.
+
+    Args:
+      config, batch, dtype: as `measured` takes them.
+      topology: as "v5p:2x2x1".
+
+    Raises:
+      UserError: libtpu is not installed, or knows no such topology.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for the machine that it is not on
+    try:
+        chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    except Exception as error:  # whatever the plugin raises
+        reason = str(error).strip().split("\n")[0][:160]
+        raise UserError(
+            f"cannot compile for --topology={topology} ({reason}): install libtpu (pip install 'jax[tpu]') and name a "
+            "topology such as v5p:2x2x1"
+        ) from error
+
+    def there(tree: Any) -> Any:
+        where = SingleDeviceSharding(chip)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+
+    say(f"\n{config.name}: compiled for one chip of {topology}, for shapes alone")
+    found: dict[str, Any] = {
+        "preset": config.name,
+        "topology": topology,
+        "acting": acting_step(config, batch, dtype, there),
+        "training": training_step(config, there),
+    }
+    for name in ("acting", "training"):
+        indented(f"{name} step: {found[name]['compile_s']:.1f} s, {_parts(found[name]['memory'])}")
+    return found
+
+
+def acting_step(
+    config: Config, batch: int, dtype: str, there: Callable[[Any], Any] = lambda tree: tree
+) -> dict[str, Any]:
+    """Seconds that tracing and compiling the acting step take, and its memory; `there` says where its arrays lie."""
     config = subject.acting(config)
-    params, rest = subject.abstract(config, batch, dtype)
+    params, rest = there(subject.abstract(config, batch, dtype))
     program, seconds = compiled(jax.jit(PhysicalStep(config).act, donate_argnums=1), params, *rest)
     return {"compile_s": seconds, "memory": memory(program)}
 
 
-def training_step(config: Config) -> dict[str, Any]:
-    """Seconds that tracing and compiling the training step take, and its memory."""
+def training_step(config: Config, there: Callable[[Any], Any] = lambda tree: tree) -> dict[str, Any]:
+    """Seconds that tracing and compiling the training step take, and its memory; `there` says where its arrays lie."""
     step = training.whole_step(training.loss_of(subject.models(config)[0]), config.train)
-    program, seconds = compiled(step, *training.abstract(config))
+    program, seconds = compiled(step, *there(training.abstract(config)))
     return {"compile_s": seconds, "memory": memory(program)}
 
 
