@@ -12,7 +12,7 @@ DEMO_OUT := $(DEMO_RUN)/rdt
 DEMO_VAE_STEPS := 500
 DEMO_STEPS := 650
 
-.PHONY: venv demo test test-slow lint clean
+.PHONY: venv demo test test-slow bench-gpu lint clean
 
 venv: $(STAMP)
 
@@ -40,6 +40,10 @@ test: venv lint
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
+
+# For a machine with a GPU, with jax and torch for it in the environment.
+bench-gpu: venv
+	$(BIN)/python -m experiments.benchmark --suite=gpu --json=gpu.json
 
 lint: venv
 	$(BIN)/ruff check .
