@@ -3,6 +3,7 @@
     python -m experiments.collect --task=pushcube --episodes=1000 --out=data/pushcube --workers=2
     python -m experiments.collect --task=pickcube --cameras=render,hand --out=data/two-cameras
     python -m experiments.collect --task=pushcube --from=trajectory.h5 --out=data/recorded
+    python -m experiments.collect --task=rollball --motion --out=data/rollball
 
 Type the same command again to go on where it stopped, or with more --episodes to extend.
 """
@@ -15,7 +16,7 @@ from absl import flags
 from experiments import app
 from par_jax.errors import UserError
 from par_jax.sim import collect
-from par_jax.tasks import get_cameras
+from par_jax.tasks import SCENES, get_cameras
 
 FLAGS = flags.FLAGS
 
@@ -32,6 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_string("cameras", "render", "Of render, base, hand; several, as render,hand, are stitched.")
     flags.DEFINE_string("device", "cpu", "cpu or gpu: where pictures are rendered.")
     flags.DEFINE_string("from", None, "ManiSkill's recorded .h5 trajectories to read instead of the expert.")
+    flags.DEFINE_bool("motion", False, f"Videos of an arm that moves at random; also of {', '.join(SCENES)}.")
     flags.DEFINE_bool("noise", True, "Disturb the expert, so that the data shows recoveries.")
 
 
@@ -52,6 +54,8 @@ def main() -> None:
     """Flags to `par_jax.sim.collect`."""
     if FLAGS.task is None:
         raise UserError("which task? add --task=pushcube, --task=pickcube or --task=stackcube")
+    if FLAGS.motion and FLAGS["from"].value:
+        raise UserError("--motion and --from name two sources: leave one out")
     settings = collect.Settings(
         task=FLAGS.task,
         control_mode=FLAGS.control_mode,
@@ -61,6 +65,7 @@ def main() -> None:
         noise=FLAGS.noise,
         trajectories=FLAGS["from"].value,
         cameras=get_cameras(FLAGS.cameras),
+        motion=FLAGS.motion,
     )
     out = Path(FLAGS.out or f"data/{FLAGS.task}")
     report = collect.collect(settings, out, FLAGS.episodes, FLAGS.workers)

@@ -21,6 +21,7 @@ def define_flags() -> None:
     """The command's flags."""
     flags.DEFINE_string("checkpoint", None, "A trained run's --workdir.")
     flags.DEFINE_string("out", None, "Folder to write.")
+    flags.DEFINE_string("task", None, "What it shall do, of a policy that was trained on several tasks.")
     flags.DEFINE_integer("batch", 1, "Robots that act together.", lower_bound=1)
     flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], f"Where it shall run: of {', '.join(PLATFORMS)}.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and computation; training's by default.")
@@ -32,7 +33,7 @@ def main() -> None:
     if not FLAGS.checkpoint or not FLAGS.out:
         raise UserError("say what to export and where to: --checkpoint=runs/pushcube --out=exported/pushcube")
     devices.choose("cpu")
-    export(Path(FLAGS.checkpoint), Path(FLAGS.out), FLAGS.batch, FLAGS.platforms, adjusted)
+    export(Path(FLAGS.checkpoint), Path(FLAGS.out), FLAGS.batch, FLAGS.platforms, adjusted, FLAGS.task)
     size = sum(path.stat().st_size for path in Path(FLAGS.out).iterdir()) / 2**20
     print(f"{FLAGS.out}: {size:.1f} MiB; python experiments/run_exported.py {FLAGS.out} calls it")
 

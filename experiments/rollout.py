@@ -80,8 +80,9 @@ def check_fit(meta: dict[str, Any], folder: Path, task: str, protocol: Protocol)
     """
     if meta["stage"] != "policy":
         raise UserError(f"{folder} holds a {meta['stage']}, not a policy: give the policy's --workdir")
-    if meta["task"] != task:
-        raise UserError(f"the checkpoint in {folder} was trained on {meta['task']}: it cannot roll out --task={task}")
+    if task not in meta["tasks"]:
+        known = ", ".join(meta["tasks"])
+        raise UserError(f"the checkpoint in {folder} was trained on {known}: it cannot roll out --task={task}")
     mode = meta["dataset"]["control_mode"]
     if protocol.control_mode not in (None, mode):
         raise UserError(
@@ -210,7 +211,7 @@ def main() -> None:
             workers = min(FLAGS.workers, len(missing))
             with _pool(FLAGS.task, meta, policy.config.picture.cameras, max_steps, workers) as pool:
                 robots = [_Pooled(pool, i) for i in range(workers)]
-                runner = Runner(policy, meta["instruction"], max_steps)
+                runner = Runner(policy, task.instruction, max_steps)
                 roll_out(runner, robots, trials, trials[: FLAGS.videos], results, FLAGS.task)
         summary = evaluation.summarize(results.of(trials)) | settings | {"checkpoint_folder": str(folder)}
         checkpoint.write_json(out / "summary.json", summary)

@@ -1,4 +1,4 @@
-"""What finetune and encode share: the flags of a training run, and the run that they ask for."""
+"""What finetune, pretrain and encode share: the flags of a training run, and the run that they ask for."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 
 from experiments.model_flags import define_model_flags, preset
+from par_jax import variants
 from par_jax.config import Config, TrainConfig
 from par_jax.errors import UserError
 from par_jax.tasks import get_task
@@ -26,11 +27,21 @@ FLAGS = flags.FLAGS
 CHOICES = {"stage": ("policy", "vae"), "dtype": ("float32", "bfloat16"), "remat": ("none", "full", "dots")}
 
 
-def define_flags() -> None:
-    """The flags of a training run."""
-    flags.DEFINE_string("task", None, "pushcube, pickcube or stackcube.")
+# Flags that are shares, as `TrainConfig` has them.
+SHARES = {
+    "history_dropout": "Share of sequences that see nothing of the past",
+    "action_dropout": "Share of sequences that see of the past its frames alone",
+    "frame_share": "Share of a batch's frames on which the frame loss is estimated",
+    "start_share": "Share of sequences that begin at their episode's first frame",
+}
+
+
+def define_flags(videos: bool = False) -> None:
+    """The flags of a training run; of videos, or of demonstrations of tasks."""
+    if not videos:
+        flags.DEFINE_list("task", None, "pushcube, pickcube or stackcube; or several, for one policy.")
     define_model_flags()
-    flags.DEFINE_string("data", None, "Demonstrations, as experiments.collect writes them; data/<task> by default.")
+    flags.DEFINE_list("data", None, "Demonstrations, a folder a task, of experiments.collect; data/<task> by default.")
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<task> by default.")
     flags.DEFINE_string("stage", "policy", "policy, or vae: the frame VAE alone, into workdir/vae.")
     flags.DEFINE_string("init", None, "A converted NOVA checkpoint, or a run, to begin with; its frame VAE is used.")
@@ -40,6 +51,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch", None, "Sequences or pictures a step; the preset's by default.", lower_bound=1)
     flags.DEFINE_integer("accumulate", None, "Parts of a batch, computed one after the other.", lower_bound=1)
     flags.DEFINE_float("learning_rate", None, "Peak of the schedule; the preset's by default.", lower_bound=0.0)
+    flags.DEFINE_integer("packages", None, "Packages of a training sequence; the preset's by default.", lower_bound=1)
+    for name, told in SHARES.items():
+        flags.DEFINE_float(name, None, f"{told}; the preset's by default.", lower_bound=0.0, upper_bound=1.0)
+    flags.DEFINE_float("action_noise", None, "Deviation of noise on executed actions.", lower_bound=0.0)
     flags.DEFINE_string("dtype", None, "float32 or bfloat16: of the computation; the preset's by default.")
     flags.DEFINE_string("remat", None, "What is computed again to save memory: none, full (whole blocks) or dots.")
     flags.DEFINE_integer("seed", 0, "Of parameters, data order and noise.", lower_bound=0)
@@ -88,6 +103,7 @@ def configuration() -> Config:
     }
     if FLAGS.stage == "vae":
         return dataclasses.replace(config, vae_train=changed(config.vae_train, **asked))
+    asked |= {name: getattr(FLAGS, name) for name in (*SHARES, "packages", "action_noise")}
     return dataclasses.replace(
         config,
         train=changed(config.train, **asked),
@@ -115,17 +131,53 @@ def check_processes() -> None:
         raise UserError(f"there is no --process={FLAGS.process} of {FLAGS.processes}: they count from 0")
 
 
-def start() -> "Run":
+def demonstrations() -> tuple[tuple[str, ...], list[str]]:
+    """The tasks that are asked for, and each one's folder.
+
+    Raises:
+      UserError: there is none, no such, one twice, or another number of folders.
+    """
+    if not FLAGS.task:
+        raise UserError("say which task to learn: --task=pushcube, pickcube or stackcube")
+    tasks, folders = tuple(FLAGS.task), FLAGS.data or [f"data/{task}" for task in FLAGS.task]
+    for task in tasks:
+        get_task(task)
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"--task={','.join(tasks)} names a task twice: name each once")
+    if len(folders) != len(tasks):
+        raise UserError(
+            f"--data names {len(folders)} folders for {len(tasks)} tasks: give one folder a task, in their order"
+        )
+    return tasks, folders
+
+
+def videos() -> tuple[tuple[str, ...], list[str]]:
+    """What the videos show, and their folders.
+
+    Raises:
+      UserError: there is none, or no such.
+    """
+    from par_jax.data.episodes import read_meta
+
+    if not FLAGS.data:
+        raise UserError("say which videos to learn from: --data=data/motion,data/pushcube")
+    return tuple(read_meta(Path(folder))["task"] for folder in FLAGS.data), FLAGS.data
+
+
+def start(of_videos: bool = False) -> "Run":
     """Checks the flags, joins the other processes, chooses the devices; what the command shall do.
+
+    Args:
+      of_videos: a model of videos is asked for, not a policy.
 
     Raises:
       UserError: a mistake in the flags, or data, devices or processes that are not there.
     """
     logging.set_verbosity(logging.WARNING)  # JAX and orbax narrate
-    if FLAGS.task is None:
-        raise UserError("say which task to learn: --task=pushcube, pickcube or stackcube")
-    get_task(FLAGS.task)
+    tasks, folders = videos() if of_videos else demonstrations()
     config = configuration()
+    if of_videos:
+        config = variants.changed(config, variants.VIDEO)
     check_processes()
 
     import jax  # jax is slow to import: mistakes in the flags are told before
@@ -141,10 +193,10 @@ def start() -> "Run":
     signal.signal(signal.SIGTERM, _terminated)  # jax has put its own handler in, where processes meet
     mesh = FLAGS.mesh or (f"data:{jax.device_count()}" if jax.process_count() > 1 else None)
     wanted = runs.Run(
-        task=FLAGS.task,
+        tasks=tasks,
         config=config,
-        data=Path(FLAGS.data or f"data/{FLAGS.task}"),
-        workdir=Path(FLAGS.workdir or f"runs/{FLAGS.task}"),
+        data=tuple(map(Path, folders)),
+        workdir=Path(FLAGS.workdir or f"runs/{'video' if of_videos else '-'.join(tasks)}"),
         seed=FLAGS.seed,
         init=Path(FLAGS.init) if FLAGS.init else None,
         mesh=None if mesh is None else sharding.make_mesh(mesh),

@@ -9,13 +9,12 @@ import numpy as np
 
 from par_jax import initialise, lora, pretrained
 from par_jax.checkpoint import load_params, read_meta
-from par_jax.data.episodes import Episodes
+from par_jax.data.mixture import Mixture
 from par_jax.errors import UserError
 from par_jax.language import FILE, embed_prompts, keep, read
 from par_jax.nn.functional import Functional, Params
 from par_jax.processes import in_turn, say
 from par_jax.runs import Run, adopt_vae, first_state, is_trained, write_frozen
-from par_jax.tasks import get_task
 from par_jax.train import TrainState, init_state
 
 BASE = "base"
@@ -35,7 +34,7 @@ def adopt(run: Run) -> Run:
     return in_turn(lambda: _adopt_nova(run, source) if _is_nova(source) else _adopt_run(run, source))
 
 
-def begin(run: Run, par: Functional, episodes: Episodes) -> tuple[Callable[[], TrainState], Params | None]:
+def begin(run: Run, par: Functional, episodes: Mixture) -> tuple[Callable[[], TrainState], Params | None]:
     """The first state, drawn when it is called, and the frozen parameters (None where all are trained).
 
     Args:
@@ -98,20 +97,17 @@ def _adopt_nova(run: Run, source: Path) -> Run:
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), pretrained.load(source, "vae"))
         write_frozen(folder, 0, params, {**run.meta("vae", run.episodes()), "complete": True})
     if not (run.workdir / FILE).exists():
-        instruction = get_task(run.task).instruction
         position = pretrained.load(source, "transformer")["text_embed"]["position"]
-        embeddings = embed_prompts(source, jax.numpy.asarray(position), [instruction])
-        keep(run.workdir, instruction, np.asarray(embeddings[0], np.float32))
+        embeddings = embed_prompts(source, jax.numpy.asarray(position), run.instructions)
+        keep(run.workdir, run.instructions, np.asarray(embeddings, np.float32))
     return run
 
 
 def _adopt_run(run: Run, source: Path) -> Run:
-    stage = read_meta(source)["stage"]
-    if stage == "vae":
+    if read_meta(source)["stage"] == "vae":
         raise UserError(f"{source} holds a frame VAE, not a model to begin with: give it as --vae")
     config = load_params(source, preset=run.config.name)[0]
     adopt_vae(source / "vae", run.workdir / "vae")
     if config.text.kind == "phi" and not (run.workdir / FILE).exists():
-        instruction = get_task(run.task).instruction
-        keep(run.workdir, instruction, read(source, instruction))
+        keep(run.workdir, run.instructions, np.stack([read(source, words) for words in run.instructions]))
     return dataclasses.replace(run, config=dataclasses.replace(run.config, vae=config.vae, text=config.text))

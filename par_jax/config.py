@@ -135,6 +135,7 @@ class ModelConfig:
       mask_ratio: least and greatest share of a frame's tokens that training hides (NOVA's 0.7 to 1).
       transformer: False decodes the embedded tokens themselves (PAR's ablation NoAR).
       predict_frames: False leaves out the frame encoder and its head, and with them the frame loss.
+      predict_actions: False leaves out the action tokenizer and the action head: a model of videos.
       lookahead: chunks that are denoised together; the first is executed, the others condition the next step's
         prediction (PhysGen's L-MTP).
       action_head: "dit" for diffusion, "mlp" for regression, "bins" for a classification of quantised actions.
@@ -163,6 +164,7 @@ class ModelConfig:
     action_head_heads: int = 3
     transformer: bool = True
     predict_frames: bool = True
+    predict_actions: bool = True
     lookahead: int = 1
     action_head: str = "dit"
     bins: int = 256
@@ -240,6 +242,8 @@ class TrainConfig:
       batch: sequences a step (policy) or pictures a step (VAE).
       packages: packages of a training sequence (policy only).
       history_dropout: share of sequences whose packages see nothing of the past.
+      action_dropout: share of sequences whose packages see of the past its frames alone.
+      action_noise: deviation of what is added to the executed actions that are read, in their scaled units.
       frame_share: share of a batch's frames on which the frame loss is estimated.
       start_share: share of sequences that begin at their episode's first frame, as rollouts do (policy only).
       dtype: of the computation; parameters stay float32.
@@ -257,6 +261,8 @@ class TrainConfig:
     ema: float = 0.995
     packages: int = 4
     history_dropout: float = 0.3
+    action_dropout: float = 0.0
+    action_noise: float = 0.0
     frame_share: float = 0.2
     start_share: float = 0.25
     dtype: str = "float32"
@@ -314,6 +320,31 @@ TINY = Config(
     vae_train=TrainConfig(steps=800, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.98, warmup=50),
 )
 
+# Trained from scratch like `tiny`, for a GPU's minutes or a CPU's hours: finer pictures of the same view, and a history
+# that is not to be relied on (docs/recipe.md).
+SMALL = dataclasses.replace(
+    TINY,
+    name="small",
+    picture=PictureConfig(size=(192, 192), crop=(144, 144), offset=(15, 0), shift=3),
+    model=ModelConfig(
+        width=256,
+        heads=4,
+        video_depth=6,
+        frame_depth=4,
+        video_patch=3,
+        frame_patch=3,
+        action_tokenizer_width=256,
+        frame_head_width=256,
+        action_head_width=256,
+        action_head_depth=3,
+        action_head_heads=4,
+    ),
+    train=TrainConfig(
+        steps=8000, batch=32, learning_rate=6e-4, ema=0.999, action_dropout=0.5, action_noise=0.1, frame_share=0.1
+    ),
+    vae_train=TrainConfig(steps=1500, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.98, warmup=50),
+)
+
 # The paper's model: NOVA's `nova-d48w1024-osp480` and 22M parameters for actions (paper table 1).
 PAR = Config(
     name="par",
@@ -359,7 +390,7 @@ PHYSGEN = dataclasses.replace(
     lora=LoRAConfig(rank=32, alpha=32.0),
 )
 
-PRESETS: dict[str, Config] = {"tiny": TINY, "par": PAR, "physgen": PHYSGEN}
+PRESETS: dict[str, Config] = {"tiny": TINY, "small": SMALL, "par": PAR, "physgen": PHYSGEN}
 
 
 def to_dict(config: Any) -> dict:

@@ -36,7 +36,9 @@ PACKAGES = ("par_jax", "jax", "jaxlib")
 DECODER = ("decoder", "post_quant_conv")
 
 
-def export(checkpoint: Path, out: Path, batch: int, platforms: Sequence[str], adjust: Any) -> None:
+def export(
+    checkpoint: Path, out: Path, batch: int, platforms: Sequence[str], adjust: Any, task: str | None = None
+) -> None:
     """Writes a trained policy's step.
 
     Args:
@@ -45,9 +47,10 @@ def export(checkpoint: Path, out: Path, batch: int, platforms: Sequence[str], ad
       batch: robots that act together.
       platforms: of `PLATFORMS`; the programs run on any of them.
       adjust: Config -> Config, how it samples and computes.
+      task: what it shall do; None where it was trained on a single one.
 
     Raises:
-      UserError: there is no whole policy, the folder is not empty, or a platform is unknown.
+      UserError: there is no whole policy, the folder is not empty, a platform is unknown, or the task is.
     """
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise UserError(f"unknown platform {unknown[0]!r}: choose of {', '.join(PLATFORMS)}")
@@ -61,7 +64,8 @@ def export(checkpoint: Path, out: Path, batch: int, platforms: Sequence[str], ad
     if config.lora.rank:
         params = lora.merge(params, config.lora)
     config = acting(config)
-    text = instruction_tokens(config.text, meta["instruction"], checkpoint)
+    instruction = _instruction(meta, task, checkpoint)
+    text = instruction_tokens(config.text, instruction, checkpoint)
     weights = _weights(config, params, vae, text)
     start, step = functions(config, meta["statistics"])
     keys = jax.ShapeDtypeStruct((batch, 2), jnp.uint32)
@@ -73,7 +77,7 @@ def export(checkpoint: Path, out: Path, batch: int, platforms: Sequence[str], ad
         made = jax_export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
         (out / name).write_bytes(made.serialize())
     save_file(weights, out / WEIGHTS)
-    write_json(out / ABOUT, _about(config, meta, batch, platforms, state))
+    write_json(out / ABOUT, _about(config, meta, instruction, batch, platforms, state))
 
 
 def acting(config: Config) -> Config:
@@ -116,6 +120,16 @@ def functions(config: Config, statistics: dict) -> tuple[Any, Any]:
     return start, step
 
 
+def _instruction(meta: dict, task: str | None, folder: Path) -> str:
+    """What the robot is told to do."""
+    known = meta["tasks"]
+    if task is None and len(known) > 1:
+        raise UserError(f"{folder} knows {', '.join(known)}: say which it shall do by --task")
+    if task is not None and task not in known:
+        raise UserError(f"{folder} was trained on {', '.join(known)}: it cannot do --task={task}")
+    return meta["instructions"][known.index(task or known[0])]
+
+
 def _weights(config: Config, params: dict, vae: dict, text: np.ndarray) -> Arrays:
     """What acting reads."""
     dtype = config.train.dtype
@@ -125,11 +139,13 @@ def _weights(config: Config, params: dict, vae: dict, text: np.ndarray) -> Array
     return flatten(whole) | {"text": jnp.asarray(text)}
 
 
-def _about(config: Config, meta: dict, batch: int, platforms: Sequence[str], state: Arrays) -> dict[str, Any]:
+def _about(
+    config: Config, meta: dict, instruction: str, batch: int, platforms: Sequence[str], state: Arrays
+) -> dict[str, Any]:
     """What a caller has to know."""
     return {
-        "task": meta["task"],
-        "instruction": meta["instruction"],
+        "task": meta["tasks"][meta["instructions"].index(instruction)],
+        "instruction": instruction,
         "control_mode": meta["dataset"]["control_mode"],
         "cameras": list(config.picture.cameras),
         "camera_picture": list(config.picture.size),

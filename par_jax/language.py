@@ -45,32 +45,32 @@ def embed_prompts(checkpoint: Path, position: jax.Array, prompts: Sequence[str],
     return encode_prompts(tokenizer, phi, params, position, prompts, architecture.nova.text_tokens)
 
 
-def keep(folder: Path, instruction: str, embeddings: np.ndarray) -> None:
-    """Writes an instruction's embeddings [K_text, dim] into a run's folder, for training and for rollouts."""
+def keep(folder: Path, instructions: Sequence[str], embeddings: np.ndarray) -> None:
+    """Writes instructions' embeddings [n, K_text, dim] into a run's folder, for training and for rollouts."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{FILE}.part"
     with part.open("wb") as file:
-        np.savez(file, instruction=np.array(instruction), embeddings=np.asarray(embeddings, np.float32))
+        np.savez(file, instructions=np.array(instructions), embeddings=np.asarray(embeddings, np.float32))
     part.replace(folder / FILE)
 
 
 def read(folder: Path, instruction: str) -> np.ndarray:
-    """What `keep` has written: [K_text, dim] float32.
+    """What `keep` has written of an instruction: [K_text, dim] float32.
 
     Raises:
-      UserError: it is missing, damaged, or of another instruction.
+      UserError: it is missing, damaged, or does not hold this instruction.
     """
     path = folder / FILE
     if not path.exists():
         raise UserError(f"{path} is missing: it holds the instruction's embeddings; train again with --init")
     try:
         with np.load(path) as kept:
-            said, embeddings = str(kept["instruction"]), kept["embeddings"]
+            said, embeddings = [str(words) for words in kept["instructions"]], kept["embeddings"]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}): train again with --init into a new --workdir") from error
-    if said != instruction:
-        raise UserError(f"{folder} was trained to {said!r}, not to {instruction!r}")
-    return embeddings
+    if instruction not in said:
+        raise UserError(f"{folder} was trained to {' and '.join(map(repr, said))}, not to {instruction!r}")
+    return embeddings[said.index(instruction)]
 
 
 def instruction_tokens(config: TextConfig, instruction: str, folder: Path) -> np.ndarray:

@@ -19,9 +19,9 @@ DRAFT_STEPS = 2
 def policy_loss(model: PAR, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
     """Teacher forcing over all packages at once (paper section 4.2.6).
 
-    A share `history_dropout` of the sequences sees no earlier package and no executed action: a policy that may
-    copy the expert's past never learns to look. The frame loss is estimated on a random `frame_share` of the
-    frames, which leaves its expectation as it is.
+    A share `history_dropout` of the sequences sees no earlier package and no executed action, a share
+    `action_dropout` earlier frames only: a policy that may copy the expert's past never learns to look. The frame
+    loss is estimated on a random `frame_share` of the frames, which leaves its expectation as it is.
 
     Args:
       model: with parameters and inputs in the dtype of the computation.
@@ -29,7 +29,7 @@ def policy_loss(model: PAR, batch: Batch, key: jax.Array) -> tuple[jax.Array, Me
       key: all of the step's randomness.
 
     Returns:
-      The loss [] float32, and its parts: `frame_loss`, where frames are predicted, and `action_loss`.
+      The loss [] float32, and its parts: `frame_loss` and `action_loss`, of what the model predicts.
     """
     config = model.config
     keys = jax.random.split(key, 4)
@@ -38,7 +38,8 @@ def policy_loss(model: PAR, batch: Batch, key: jax.Array) -> tuple[jax.Array, Me
     parts = {}
     if config.model.predict_frames:
         parts["frame_loss"] = frame_loss(model, z_o, batch, keys[2])
-    parts["action_loss"] = action_loss(model, z_a, batch, alone, keys[3])
+    if config.model.predict_actions:
+        parts["action_loss"] = action_loss(model, z_a, batch, alone, keys[3])
     return sum(parts.values(), jnp.float32(0)), parts
 
 
@@ -47,15 +48,21 @@ def encode(model: PAR, batch: Batch, alone: jax.Array, key: jax.Array | None = N
 
     Args:
       alone: [B] bool, sequences without history: neither earlier packages nor executed actions are seen.
-      key: draws where in time each sequence lies, so that long episodes hold nothing new; None for time 0.
+      key: of training: draws where in time each sequence lies, so that long episodes hold nothing new, which
+        sequences' executed actions are hidden, and the noise on the others'. None for time 0 and the truth.
     """
     b, n = batch.frame_valid.shape
     first = jnp.zeros((b, 1), jnp.int32)
+    hidden, executed = alone, batch.executed
     if key is not None:
-        first = jax.random.randint(key, (b, 1), 0, model.config.model.max_time)
+        train = model.config.train
+        time_key, hide_key, noise_key = jax.random.split(key, 3)
+        first = jax.random.randint(time_key, (b, 1), 0, model.config.model.max_time)
+        hidden = alone | jax.random.bernoulli(hide_key, train.action_dropout, alone.shape)
+        executed = executed + train.action_noise * jax.random.normal(noise_key, executed.shape, executed.dtype)
     time = (first + jnp.arange(n)).astype(jnp.float32)
-    known = (batch.has_past[:, None] | (jnp.arange(n) > 0)) & ~alone[:, None]
-    return model.encode(batch.latents[:, :n], batch.actions[:, :n], known, batch.text, time, alone)
+    known = (batch.has_past[:, None] | (jnp.arange(n) > 0)) & ~hidden[:, None]
+    return model.encode(batch.latents[:, :n], executed, known, batch.text, time, alone)
 
 
 def action_loss(model: PAR, z_a: jax.Array, batch: Batch, alone: jax.Array, key: jax.Array) -> jax.Array:
@@ -63,7 +70,7 @@ def action_loss(model: PAR, z_a: jax.Array, batch: Batch, alone: jax.Array, key:
     m = model.config.model
     draft_key, key = jax.random.split(key)
     b, n = z_a.shape[:2]
-    target = jnp.stack([batch.actions[:, 1 + i : 1 + i + n] for i in range(m.lookahead)], axis=2)
+    target = jnp.stack([batch.actions[:, i : i + n] for i in range(m.lookahead)], axis=2)
     valid = jnp.stack([batch.valid[:, i : i + n] for i in range(m.lookahead)], axis=2)
     ahead = drafts(model, z_a, alone, draft_key)
     error = model.action_head.errors(
@@ -144,7 +151,7 @@ def policy_errors(model: PAR, batch: Batch, key: jax.Array) -> Metrics:
         ahead = drafts(model, z_a, alone, draft_key)
         out = model.action_head.sample(z_a.reshape(b * n, *z_a.shape[2:]), ahead, jax.random.split(sample_key, b * n))
         out = out[:, :chunk].reshape(b, n, chunk, -1)
-        error = jnp.mean(jnp.abs(out - batch.actions[:, 1 : 1 + n]), axis=-1)
+        error = jnp.mean(jnp.abs(out - batch.actions[:, :n]), axis=-1)
         errors[name] = _mean(error, batch.valid[:, :n])
         first = batch.valid[:, 0] & ~batch.has_past[:, None]
         errors["chunk_0"] = jnp.sum(jnp.where(first, error[:, 0], 0)) / jnp.sum(first, dtype=error.dtype)

@@ -19,14 +19,15 @@ from par_jax import config as config_lib
 from par_jax import lora, processes
 from par_jax.checkpoint import Checkpoints, load_params, read_meta, write_json
 from par_jax.config import Config, TrainConfig
-from par_jax.data.episodes import Episodes, statistics
+from par_jax.data.episodes import MOTION, Episodes, statistics
 from par_jax.data.latents import digest
+from par_jax.data.mixture import Mixture
 from par_jax.errors import UserError
 from par_jax.language import FILE
 from par_jax.loop import Result, fit
 from par_jax.nn.functional import Functional, Params
 from par_jax.sharding import check_rows, shardings
-from par_jax.tasks import get_task
+from par_jax.tasks import get_scene
 from par_jax.train import TrainState, init_state
 from par_jax.versions import versions
 
@@ -38,9 +39,10 @@ class Run:
     """What a command asks for.
 
     Attributes:
-      task: name in `par_jax.tasks.TASKS`.
+      tasks: names in `par_jax.tasks.TASKS`, which one policy learns, each by its instruction; a model of videos also
+        learns from `SCENES`.
       config: the preset with the command's changes.
-      data: demonstration folder.
+      data: demonstration folders, one a task.
       workdir: the policy run's folder; the VAE's is `workdir/vae`.
       seed: of the parameters, of the data's order and of every draw.
       init: a converted NOVA checkpoint to begin with, or None.
@@ -48,9 +50,9 @@ class Run:
       log_every, checkpoint_every, eval_every: steps.
     """
 
-    task: str
+    tasks: tuple[str, ...]
     config: Config
-    data: Path
+    data: tuple[Path, ...]
     workdir: Path
     seed: int = 0
     init: Path | None = None
@@ -59,15 +61,26 @@ class Run:
     checkpoint_every: int = 250
     eval_every: int = 500
 
-    def episodes(self) -> Episodes:
-        """The demonstrations.
+    @property
+    def instructions(self) -> list[str]:
+        """What the policy is told, one a task."""
+        return [get_scene(task).instruction for task in self.tasks]
+
+    def episodes(self) -> Mixture:
+        """The demonstrations, of all tasks.
 
         Raises:
           UserError: they are missing, damaged, or of another task, picture size or cameras.
         """
-        get_task(self.task)
-        picture = self.config.picture
-        return Episodes(self.data, task=self.task, picture_size=picture.size, cameras=picture.cameras)
+        picture, opened = self.config.picture, []
+        for task, folder in zip(self.tasks, self.data, strict=True):
+            made = Episodes(folder, task=task, picture_size=picture.size, cameras=picture.cameras)
+            if self.config.model.predict_actions and made.meta.get("source") == MOTION:
+                raise UserError(
+                    f"{folder} demonstrates nothing: it holds videos for experiments.pretrain; name another --data"
+                )
+            opened.append(made)
+        return Mixture(opened)
 
     def rows(self, train: TrainConfig) -> slice:
         """This process's rows of a batch.
@@ -78,13 +91,13 @@ class Run:
         check_rows(train.batch, self.mesh, train.accumulate)
         return processes.rows(train.batch)
 
-    def meta(self, stage: str, episodes: Episodes) -> dict:
+    def meta(self, stage: str, episodes: Mixture) -> dict:
         """What `config.json` holds: all that the run's numbers depend on."""
         return {
             "format": 1,
             "stage": stage,
-            "task": self.task,
-            "instruction": get_task(self.task).instruction,
+            "tasks": list(self.tasks),
+            "instructions": self.instructions,
             "seed": self.seed,
             "init": None if self.init is None else str(self.init),
             "config": config_lib.to_dict(self.config),

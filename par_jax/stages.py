@@ -14,8 +14,9 @@ from par_jax import lora, processes, sharding
 from par_jax.beginning import begin, state_shapes
 from par_jax.checkpoint import claim, load_params, write_json
 from par_jax.config import VAEConfig
-from par_jax.data.episodes import Episodes, statistics
+from par_jax.data.episodes import statistics
 from par_jax.data.latents import digest, encode_all, shifts
+from par_jax.data.mixture import Mixture
 from par_jax.data.pictures import picture_batches, sample_pictures, split_episodes, to_unit
 from par_jax.data.windows import Windows, validation_batches, window_batches
 from par_jax.errors import UserError
@@ -28,7 +29,6 @@ from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional, Params
 from par_jax.normalise import scale_actions
 from par_jax.runs import Run, first_state, is_trained
-from par_jax.tasks import get_task
 from par_jax.train import TrainState, cast, join, make_train_step
 
 # What training the VAE adds to its config.json.
@@ -37,6 +37,8 @@ MEASURED = ("complete", "config.vae.scaling_factor", "config.vae.shift_factor")
 CHANGEABLE = ("config.vae_train", "config.train.remat")
 # The adapters of a finished run, apart.
 ADAPTERS = "adapters.safetensors"
+# What is trained, for people.
+NAMES = {"policy": "policy", "video": "video model"}
 VALIDATION_BATCHES = 2
 MEASURED_PICTURES = 512
 
@@ -102,6 +104,8 @@ def make_encode(config: VAEConfig, params: Params) -> Callable[[np.ndarray], jax
 def train_policy(run: Run) -> Result:
     """Trains the policy into `run.workdir`, on latents of the trained VAE in `run.workdir / "vae"`.
 
+    A model without actions is trained on videos instead, and its stage is called "video".
+
     Raises:
       UserError: the data, the VAE or the folder do not fit, the loss is not finite, or the disk is full.
     """
@@ -110,7 +114,8 @@ def train_policy(run: Run) -> Result:
     rows = run.rows(train)
     ids, held_out = split_episodes(len(episodes))
     par = Functional(lambda rngs: PAR(config, rngs=rngs))
-    claim(run.workdir, {**run.meta("policy", episodes), "vae": digest(vae)}, ignore=CHANGEABLE)
+    stage = "policy" if config.model.predict_actions else "video"
+    claim(run.workdir, {**run.meta(stage, episodes), "vae": digest(vae)}, ignore=CHANGEABLE)
     first, frozen = begin(run, par, episodes)
     frozen = sharding.place(frozen, run.mesh)
     windows = make_windows(run, episodes, vae)
@@ -129,10 +134,11 @@ def train_policy(run: Run) -> Result:
         for number, batch in enumerate(seen):
             key = jax.random.key(number)
             value, parts = losses(params, batch, key)
-            lines.append({"loss": value, **parts, **errors(params, batch, key)})
+            judged = errors(params, batch, key) if config.model.predict_actions else {}
+            lines.append({"loss": value, **parts, **judged})
         return {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
 
-    _announce("policy", run, len(ids), len(held_out), par, train.steps)
+    _announce(NAMES[stage], run, len(ids), len(held_out), par, train.steps)
     result = run.fit(
         first,
         make_train_step(loss, train, run.mesh, frozen),
@@ -157,7 +163,7 @@ def encode(run: Run) -> Windows:
     return make_windows(run, episodes, vae)
 
 
-def _fitted(run: Run) -> tuple[Run, Episodes, Params]:
+def _fitted(run: Run) -> tuple[Run, Mixture, Params]:
     """A policy's run with what its data and its VAE decide, and both of them."""
     vae_config, _, vae = load_params(run.workdir / "vae")
     _same_vae(vae_config.vae, run.config.vae, run.workdir / "vae")
@@ -168,7 +174,7 @@ def _fitted(run: Run) -> tuple[Run, Episodes, Params]:
     return dataclasses.replace(run, config=config), episodes, vae
 
 
-def make_windows(run: Run, episodes: Episodes, vae: Params) -> Windows:
+def make_windows(run: Run, episodes: Mixture, vae: Params) -> Windows:
     """The demonstrations as latents, kept in the VAE's folder, and scaled actions."""
     config = run.config
     ids, _ = split_episodes(len(episodes))
@@ -189,10 +195,14 @@ def make_windows(run: Run, episodes: Episodes, vae: Params) -> Windows:
     if "delta" in episodes.meta.get("control_mode", ""):
         last = episodes.numbers(0)["action"][-1]
         rest = scale_actions(np.concatenate([np.zeros_like(last[:-1]), last[-1:]]), low, high)
+    records = [episodes.numbers(i) for i in range(len(episodes))]
     return Windows(
         latents=latents,
-        actions=[scale_actions(episodes.numbers(i)["action"], low, high) for i in range(len(episodes))],
-        text=instruction_tokens(config.text, get_task(run.task).instruction, run.workdir),
+        actions=[scale_actions(record["action"], low, high) for record in records],
+        # ManiSkill's recordings were not disturbed.
+        executed=[scale_actions(record.get("executed", record["action"]), low, high) for record in records],
+        texts=[instruction_tokens(config.text, instruction, run.workdir) for instruction in run.instructions],
+        tasks=episodes.parts,
         packages=config.train.packages,
         chunk=config.model.chunk,
         lookahead=config.model.lookahead,
@@ -217,6 +227,6 @@ def _announce(what: str, run: Run, train: int, held_out: int, module: Functional
         axes = ",".join(f"{axis}:{size}" for axis, size in run.mesh.shape.items())
         place = f"{run.mesh.size} {place} devices ({axes}) of {jax.process_count()} processes"
     processes.say(
-        f"{what} for {run.task}: {size:.2f}M parameters, {steps} steps on {place}, "
+        f"{what} for {', '.join(run.tasks)}: {size:.2f}M parameters, {steps} steps on {place}, "
         f"{train} demonstrations to train on, {held_out} held out"
     )

@@ -30,6 +30,16 @@ TASKS: dict[str, Task] = {
     "stackcube": Task("StackCube-v1", "Pick up the red cube and stack it on the green cube.", 200, "panda_wristcam"),
 }
 
+# What the simulator ships besides: no expert knows how, but a moving arm shows how things move.
+SCENES: dict[str, Task] = {
+    "liftpeg": Task("LiftPegUpright-v1", "Move.", 0),
+    "pokecube": Task("PokeCube-v1", "Move.", 0),
+    "pullcube": Task("PullCube-v1", "Move.", 0),
+    "rollball": Task("RollBall-v1", "Move.", 0),
+    "placesphere": Task("PlaceSphere-v1", "Move.", 0),
+    "stackpyramid": Task("StackPyramid-v1", "Move.", 0),
+}
+
 CONTROL_MODES = ("pd_joint_pos", "pd_ee_delta_pose")
 
 
@@ -70,6 +80,18 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
+def get_scene(name: str) -> Task:
+    """The task or scene of a flag value.
+
+    Raises:
+      UserError: there is neither.
+    """
+    known = TASKS | SCENES
+    if name not in known:
+        raise UserError(f"unknown task or scene {name!r}: choose one of {', '.join(known)}")
+    return known[name]
+
+
 def check_control_mode(name: str) -> None:
     """Refuses control modes that neither the expert nor the policies speak.
 
@@ -102,11 +124,11 @@ def get_robot(task: str, cameras: Sequence[str]) -> str:
     """ManiSkill's name of the arm that does a task and carries the cameras.
 
     Args:
-      task: a name in `TASKS`.
+      task: a name in `TASKS` or `SCENES`.
       cameras: names in `CAMERAS`.
 
     Raises:
-      UserError: there is no such task.
+      UserError: there is no such task or scene.
     """
     carriers = [CAMERAS[name].robot for name in cameras]
-    return next((robot for robot in carriers if robot is not None), get_task(task).robot)
+    return next((robot for robot in carriers if robot is not None), get_scene(task).robot)

@@ -16,11 +16,15 @@ class Batch:
     """Training sequences of N packages and what follows them (paper section 4.1).
 
     Package n holds frame O_n and the chunk A_n that led from O_{n-1} to O_n. The output at package n - 1 predicts
-    frame O_n and the M chunks from A_n on, so a sequence of N packages carries N + 1 frames and N + M chunks.
+    frame O_n and the M chunks from A_n on, so a sequence of N packages carries N + 1 frames and N + M - 1 chunks to
+    predict. What is read is what was executed, as in a rollout; what is predicted is what should have been: where the
+    recorder disturbed the expert, the two differ.
 
     Attributes:
       latents: [B, N+1, h, w, C] float32, scaled frame latents of O_0 .. O_N.
-      actions: [B, N+M, L, A] float32, A_0 .. A_{N+M-1}, scaled to about [-1, 1]; A_0 is only read where `has_past`.
+      executed: [B, N, L, A] float32, A_0 .. A_{N-1} as executed, scaled to about [-1, 1]; A_0 is only read where
+        `has_past`.
+      actions: [B, N+M-1, L, A] float32, the targets A_1 .. A_{N+M-1}, scaled alike.
       has_past: [B] bool, False where O_0 is the episode's first frame (A_0 is then begin-of-action tokens).
       valid: [B, N+M-1, L] bool, which actions of A_1 .. A_{N+M-1} are targets.
       frame_valid: [B, N] bool, which of O_1 .. O_N are targets.
@@ -28,6 +32,7 @@ class Batch:
     """
 
     latents: jax.Array
+    executed: jax.Array
     actions: jax.Array
     has_past: jax.Array
     valid: jax.Array

@@ -25,6 +25,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# What pretraining learns: frames after frames, without actions.
+VIDEO: dict[str, dict[str, Any]] = {"model": {"predict_actions": False, "lookahead": 1}, "lora": {"rank": 0}}
+
+
 def vary(config: Config, variant: str) -> Config:
     """A configuration's ablation.
 
@@ -33,7 +37,11 @@ def vary(config: Config, variant: str) -> Config:
     """
     if variant not in VARIANTS:
         raise UserError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
-    changes = dict(VARIANTS[variant])
-    config = dataclasses.replace(config, **changes.pop("", {}))
-    parts = {part: dataclasses.replace(getattr(config, part), **values) for part, values in changes.items()}
+    return changed(config, VARIANTS[variant])
+
+
+def changed(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
+    """A configuration with changes to its parts, and to itself under the name ""."""
+    config = dataclasses.replace(config, **changes.get("", {}))
+    parts = {part: dataclasses.replace(getattr(config, part), **values) for part, values in changes.items() if part}
     return dataclasses.replace(config, **parts)

@@ -16,7 +16,7 @@ from par_jax import config as config_lib
 from par_jax.checkpoint import Checkpoints, write_json
 from par_jax.config import Config
 from par_jax.data import episodes as disk
-from par_jax.tasks import get_task
+from par_jax.tasks import get_scene
 
 SIZE = (40, 40)
 COLOURS = ((250, 40, 20), (30, 60, 240), (40, 220, 60))
@@ -55,6 +55,7 @@ def make_demos(
     size: tuple[int, int] = SIZE,
     actions: int = 8,
     cameras: tuple[str, ...] = ("render",),
+    source: str = "expert",
 ) -> Path:
     """Writes a whole demonstration folder of `count` episodes of 12 to 30 actions.
 
@@ -80,9 +81,10 @@ def make_demos(
         folder,
         {
             "format": disk.FORMAT,
+            "source": source,
             "task": task,
-            "env_id": get_task(task).env_id,
-            "instruction": get_task(task).instruction,
+            "env_id": get_scene(task).env_id,
+            "instruction": get_scene(task).instruction,
             "control_mode": "pd_joint_pos",
             "cameras": list(cameras),
             "picture_size": list(size),

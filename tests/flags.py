@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from experiments.training import SHARES
 from tests.demos import SMALL
 
 _UNSET = ("lookahead", "lora_rank", "lora_alpha", "lora_targets", "cameras", "schedule", "sampler", "action_steps")
@@ -17,7 +18,7 @@ ROLLOUT_FLAGS = {
     **dict.fromkeys(("out", "episodes", "dtype", "sampler", "action_steps")),
 }
 
-_OF_A_STAGE = ("steps", "batch", "accumulate", "learning_rate", "dtype", "remat")
+_OF_A_STAGE = ("steps", "batch", "accumulate", "learning_rate", "dtype", "remat", "packages", "action_noise", *SHARES)
 _OF_MANY_PROCESSES = ("mesh", "coordinator", "processes", "process")
 TRAINING_FLAGS = {
     **MODEL_FLAGS,
@@ -33,4 +34,6 @@ TRAINING_FLAGS = {
 
 def training_flags(**changes: object) -> SimpleNamespace:
     """What FLAGS hold when a training of the small preset is asked for with the flags given."""
-    return SimpleNamespace(**{**TRAINING_FLAGS, "task": "pushcube", "preset": SMALL.name, **changes})
+    given = {**TRAINING_FLAGS, "task": "pushcube", "data": None, "preset": SMALL.name, **changes}
+    lists = {name: given[name] and str(given[name]).split(",") for name in ("task", "data")}
+    return SimpleNamespace(**given | lists)

@@ -64,7 +64,11 @@ def train(mesh: jax.sharding.Mesh | None) -> dict[str, np.ndarray]:
     windows = Windows(
         latents=rng.normal(size=(sum(lengths) + 5, *CONFIG.latent_size, CONFIG.vae.latent_channels)).astype(np.float16),
         actions=[rng.normal(size=(length, model.action_dim)).astype(np.float32) for length in lengths],
-        text=tokenize("push the cube", CONFIG.text.tokens, CONFIG.text.vocabulary),
+        executed=[rng.normal(size=(length, model.action_dim)).astype(np.float32) for length in lengths],
+        texts=[
+            tokenize(words, CONFIG.text.tokens, CONFIG.text.vocabulary) for words in ("push the cube", "pick it up")
+        ],
+        tasks=np.arange(len(lengths)) % 2,
         packages=train.packages,
         chunk=model.chunk,
     )

@@ -48,7 +48,7 @@ def run(nova, tmp_path_factory):
         diffusion=dataclasses.replace(par.diffusion, draws=1, action_steps=2, frame_sets=2, frame_steps=2),
     )
     data = make_demos(base / "data", size=SIZE)
-    return Run("pushcube", config, data, base / "run", init=nova, log_every=1)
+    return Run(("pushcube",), config, (data,), base / "run", init=nova, log_every=1)
 
 
 def refuse(*_):

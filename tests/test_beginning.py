@@ -45,7 +45,7 @@ def _act(folder):
 def first(tmp_path_factory):
     """A run with parameters that look trained."""
     base = tmp_path_factory.mktemp("runs")
-    run = Run("pushcube", CONFIG, make_demos(base / "data"), base / "first", log_every=1)
+    run = Run(("pushcube",), CONFIG, (make_demos(base / "data"),), base / "first", log_every=1)
     meta = run.meta("vae", run.episodes()) | {"complete": True}
     make_run(run.workdir / "vae", lambda rngs: VAE(CONFIG.vae, rngs=rngs), meta)
     make_run(run.workdir, lambda rngs: PAR(CONFIG, rngs=rngs), run.meta("policy", run.episodes()))

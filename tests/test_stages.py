@@ -57,25 +57,25 @@ def test_a_vae_of_another_shape_is_refused(tmp_path):
     make_vae(tmp_path / "run" / "vae", 1.0)
     wider = dataclasses.replace(SMALL, vae=dataclasses.replace(SMALL.vae, latent_channels=16))
     with pytest.raises(UserError, match="latent_channels: 4 != 16"):
-        stages.train_policy(Run("pushcube", wider, data, tmp_path / "run"))
+        stages.train_policy(Run(("pushcube",), wider, (data,), tmp_path / "run"))
 
 
 def test_meta_says_what_the_numbers_depend_on(tmp_path):
-    run = Run("pushcube", SMALL, make_demos(tmp_path / "data"), tmp_path / "run", seed=3)
+    run = Run(("pushcube",), SMALL, (make_demos(tmp_path / "data"),), tmp_path / "run", seed=3)
     meta = run.meta("policy", run.episodes())
-    assert (meta["stage"], meta["task"], meta["seed"]) == ("policy", "pushcube", 3)
+    assert (meta["stage"], meta["tasks"], meta["seed"]) == ("policy", ["pushcube"], 3)
     assert meta["config"] == to_dict(SMALL)
-    assert meta["dataset"] == Episodes(run.data).meta
+    assert meta["dataset"] == Episodes(*run.data).meta
     assert len(meta["statistics"]["low"]) == 8
     assert meta["versions"]["jax"] == jax.__version__
 
 
 def test_a_camera_that_is_missing(tmp_path):
-    run = stages.Run("pushcube", TWO_CAMERAS, make_demos(tmp_path / "data"), tmp_path / "run")
+    run = stages.Run(("pushcube",), TWO_CAMERAS, (make_demos(tmp_path / "data"),), tmp_path / "run")
     with pytest.raises(UserError, match="no pictures of camera hand: train with --cameras=render, or collect"):
         run.episodes()
     both = make_demos(tmp_path / "both", cameras=("render", "hand"))
-    assert len(dataclasses.replace(run, data=both).episodes()) == 6
+    assert len(dataclasses.replace(run, data=(both,)).episodes()) == 6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -85,7 +85,9 @@ def test_policy_step_keeps_its_state_s_types(dtype):
     windows = Windows(
         latents=rng.normal(size=(62, *config.latent_size, channels)).astype(np.float16),
         actions=[rng.normal(size=(30, 8)).astype(np.float32) for _ in range(2)],
-        text=tokenize("go", config.text.tokens, config.text.vocabulary),
+        executed=[rng.normal(size=(30, 8)).astype(np.float32) for _ in range(2)],
+        texts=[tokenize("go", config.text.tokens, config.text.vocabulary)],
+        tasks=np.zeros(2, int),
         packages=config.train.packages,
         chunk=config.model.chunk,
     )

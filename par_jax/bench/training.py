@@ -41,7 +41,8 @@ def sequences(config: Config, rows: int) -> Batch:
         text = normal(*size, config.text.dim)
     return Batch(
         latents=normal(rows, n + 1, height, width, config.vae.latent_channels),
-        actions=normal(rows, n + m.lookahead, m.chunk, m.action_dim),
+        executed=normal(rows, n, m.chunk, m.action_dim),
+        actions=normal(rows, n + m.lookahead - 1, m.chunk, m.action_dim),
         has_past=np.arange(rows) % 2 == 1,
         valid=np.ones((rows, n + m.lookahead - 1, m.chunk), bool),
         frame_valid=np.ones((rows, n), bool),

@@ -30,10 +30,14 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from par_jax.data.pictures import Demonstrations
 from par_jax.errors import UserError
 
 FORMAT = 1
 META = "dataset.json"
+MOTION = "motion"
+"""What `source` says where nobody demonstrates anything: videos to learn from how things move."""
+
 BLOCK = 20
 """Seeds of one shard."""
 
@@ -262,7 +266,7 @@ class Episodes:
         )
 
 
-def statistics(episodes: Episodes) -> dict[str, Any]:
+def statistics(episodes: Demonstrations) -> dict[str, Any]:
     """What normalisation needs, from the numbers alone: no picture is read.
 
     Returns:

@@ -17,8 +17,9 @@ class Windows:
 
     Attributes:
       latents: [sum(T+1), h, w, C], episode after episode, any float dtype, memory-mapped or not.
-      actions: one float32 [T, A] an episode, scaled.
-      text: [K] int32, token ids of the instruction.
+      actions, executed: one float32 [T, A] an episode each, scaled: what to do, and what was done.
+      texts: one array a task, [K] int32 token ids of its instruction, or [K, dim] float32 embeddings.
+      tasks: int [E], each episode's place in `texts`.
       packages: N.
       chunk: L, actions a package, and control steps between frames.
       rest: [A] or None: the action that holds the robot still after an episode's end, scaled; None where
@@ -28,7 +29,9 @@ class Windows:
 
     latents: np.ndarray
     actions: list[np.ndarray]
-    text: np.ndarray
+    executed: list[np.ndarray]
+    texts: list[np.ndarray]
+    tasks: np.ndarray
     packages: int
     chunk: int
     rest: np.ndarray | None = None
@@ -56,22 +59,27 @@ class Windows:
         After the episode's end the robot holds: the last frame and the last action repeat (or `rest`), and
         are targets for one chunk's time; what follows is not.
         """
-        actions, first = self.actions[episode], self._first[episode]
-        length, n, chunk = len(actions), self.packages, self.chunk
+        first, length = self._first[episode], len(self.actions[episode])
+        n, chunk = self.packages, self.chunk
         frames = np.minimum(start + chunk * np.arange(n + 1), length)
         steps = start + chunk * (np.arange(n + self.lookahead)[:, None] - 1) + np.arange(chunk)
-        taken = actions[np.clip(steps, 0, length - 1)]
-        if self.rest is not None:
-            taken = np.where((steps >= length)[..., None], self.rest, taken)
         valid = steps[1:] < length + chunk
         return {
             "latents": np.asarray(self.latents[first + frames], np.float32),
-            "actions": taken.astype(np.float32),
+            "executed": self._held(self.executed[episode], steps[:n]),
+            "actions": self._held(self.actions[episode], steps[1:]),
             "has_past": np.asarray(start >= chunk),
             "valid": valid,
             "frame_valid": valid[:n, 0],
-            "text": self.text,
+            "text": self.texts[self.tasks[episode]],
         }
+
+    def _held(self, actions: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """[T, A] at `steps` [...], and what holds the robot beyond their end: float32 [..., A]."""
+        taken = actions[np.clip(steps, 0, len(actions) - 1)]
+        if self.rest is not None:
+            taken = np.where((steps >= len(actions))[..., None], self.rest, taken)
+        return taken.astype(np.float32)
 
 
 def window_batches(

@@ -58,7 +58,9 @@ class PAR(nnx.Module):
         )
         self.patch_embed = Linear(m.video_patch**2 * config.vae.latent_channels, m.width, rngs=rngs)
         self.video_position = TimePosition(m.width, rngs=rngs) if m.positions == "absolute" else None
-        self.action_tokenizer = ActionTokenizer(m.action_dim, m.chunk, m.action_tokenizer_width, m.width, rngs=rngs)
+        if m.predict_actions:
+            hidden = m.action_tokenizer_width
+            self.action_tokenizer = ActionTokenizer(m.action_dim, m.chunk, hidden, m.width, rngs=rngs)
         self.video_encoder: VideoEncoder | Embedded
         if m.transformer:
             self.video_encoder = VideoEncoder(m, grid, config.text.tokens, remat, rngs=rngs)
@@ -70,7 +72,8 @@ class PAR(nnx.Module):
                 frame_grid, token_dim, m.width, m.heads, m.frame_depth, rotary, remat, rngs=rngs
             )
             self.frame_head = FrameHead(token_dim, m.width, m.frame_head_width, m.frame_head_depth, remat, rngs=rngs)
-        self.action_head = make_action_head(config, rngs)
+        if m.predict_actions:
+            self.action_head = make_action_head(config, rngs)
         lora.attach(self, config.lora, rngs)
 
     def physical_tokens(self, latents: jax.Array, actions: jax.Array, known: jax.Array, time: jax.Array) -> jax.Array:
@@ -94,7 +97,11 @@ class PAR(nnx.Module):
         if self.video_position is not None:
             # NOVA's time 0 is that of its begin-of-video frame.
             frame = frame + self.video_position(time + 1, frame.dtype)[..., None, :]
-        return jnp.concatenate([frame, self.action_tokenizer(actions, known)], axis=-2)
+        if m.predict_actions:
+            action = self.action_tokenizer(actions, known)
+        else:
+            action = jnp.zeros((*frame.shape[:-2], m.chunk, m.width), frame.dtype)
+        return jnp.concatenate([frame, action], axis=-2)
 
     def split(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A package's outputs to Z_O [..., K_o, E] and Z_A [..., K, E]; K = L, or more without a transformer."""
@@ -120,10 +127,13 @@ class PAR(nnx.Module):
           text: [B, K_text] int32 word ids, or [B, K_text, dim] embeddings.
           time: [B, N] float32.
           alone: [B] bool, sequences without history.
-          silent: [B] bool, videos without actions: no frame token sees an action token.
+          silent: [B] bool, videos without actions: no frame token sees an action token. A model of videos has no
+            others.
 
         Returns:
           Z_O [B, N, K_o, E] and Z_A [B, N, K, E], which condition O_1 .. O_N and the chunks from A_1 .. A_N on.
         """
+        if not self.config.model.predict_actions:
+            silent = jnp.ones(latents.shape[:1], bool)
         packages = self.physical_tokens(latents, actions, known, time)
         return self.split(self.video_encoder(self.text_embed(text), packages, time, alone, silent))

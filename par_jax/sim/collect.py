@@ -19,11 +19,12 @@ from typing import Any
 from tqdm import tqdm
 
 from par_jax.data import episodes as disk
+from par_jax.data.episodes import MOTION
 from par_jax.errors import UserError
 from par_jax.sim import vulkan
 from par_jax.sim.simulator import SHADER, resolve_device
 from par_jax.sim.workers import Worker
-from par_jax.tasks import check_control_mode, get_task
+from par_jax.tasks import check_control_mode, get_scene, get_task
 
 PACKAGES = ("mani_skill", "sapien", "torch", "numpy", "array_record", "pillow")
 """Whose versions are written down."""
@@ -38,6 +39,7 @@ class Settings:
       seed_first: first seed of the expert's episodes.
       noise: whether the expert is disturbed.
       trajectories: ManiSkill's `.h5` file to replay instead of the expert; seeds and noise then mean nothing.
+      motion: an arm that moves about at random instead of the expert, for video pretraining; noise then means nothing.
     """
 
     task: str
@@ -48,14 +50,15 @@ class Settings:
     noise: bool = True
     trajectories: str | None = None
     cameras: tuple[str, ...] = ("render",)
+    motion: bool = False
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """The part of `dataset.json` that a restart must agree with."""
-    task = get_task(settings.task)
+    task = get_scene(settings.task) if settings.motion else get_task(settings.task)
     return {
         "format": disk.FORMAT,
-        "source": settings.trajectories or "expert",
+        "source": MOTION if settings.motion else settings.trajectories or "expert",
         "task": settings.task,
         "env_id": task.env_id,
         "instruction": task.instruction,
@@ -66,7 +69,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "device": resolve_device(settings.device),
         "seed_first": 0 if settings.trajectories else settings.seed_first,
         "block": disk.BLOCK,
-        "noise": settings.noise and not settings.trajectories,
+        "noise": settings.noise and not settings.trajectories and not settings.motion,
     }
 
 
@@ -199,6 +202,8 @@ def collect(settings: Settings, folder: Path, episodes: int, workers: int) -> st
     there, took = sum(meta["shards"].values()), f"{time.monotonic() - began:.0f} s"
     if settings.trajectories:
         return f"{folder}: {episodes} demonstrations of {settings.task} from {settings.trajectories} ({took})"
+    if settings.motion:
+        return f"{folder}: {episodes} videos of a moving arm in {settings.task} ({took})"
     return (
         f"{folder}: {episodes} demonstrations of {settings.task} "
         f"({there} successes in {disk.BLOCK * len(meta['shards'])} seeds, {took})"
@@ -245,8 +250,10 @@ def _source(settings: Settings) -> tuple[str, dict[str, Any]]:
     """Class of the object that makes demonstrations in a worker, and its arguments."""
     arguments = dataclasses.asdict(settings)
     del arguments["seed_first"]
-    trajectories = arguments.pop("trajectories")
-    if trajectories is None:
+    trajectories, motion = arguments.pop("trajectories"), arguments.pop("motion")
+    if trajectories is None and not motion:
         return "par_jax.sim.recorder:Recorder", arguments
     del arguments["noise"]
+    if motion:
+        return "par_jax.sim.motion:Motions", arguments
     return "par_jax.sim.replay:Replayer", {"path": trajectories, **arguments}

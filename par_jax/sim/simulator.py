@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from par_jax.errors import UserError
 from par_jax.sim import vulkan
-from par_jax.tasks import CAMERAS, check_control_mode, get_cameras, get_robot, get_task
+from par_jax.tasks import CAMERAS, check_control_mode, get_cameras, get_robot, get_scene
 
 SHADER = "default"
 """Of the cameras, as in RDT's evaluation: ManiSkill's own choice, `minimal`, has a black sky and strided pixels."""
@@ -71,7 +71,7 @@ class Simulator:
         """Makes the environment.
 
         Args:
-          task: a name in `par_jax.tasks.TASKS`.
+          task: a name in `par_jax.tasks.TASKS` or `SCENES`.
           control_mode: one of `par_jax.tasks.CONTROL_MODES`.
           picture_size: height and width of each camera's pictures, pixels.
           num_envs: B; more than one needs a GPU.
@@ -82,7 +82,7 @@ class Simulator:
         Raises:
           UserError: unknown names, no usable Vulkan driver, no such device.
         """
-        spec = get_task(task)
+        spec = get_scene(task)
         check_control_mode(control_mode)
         self.cameras = get_cameras(",".join(cameras))
         device = resolve_device(device)

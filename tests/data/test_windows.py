@@ -13,8 +13,11 @@ ROWS = (slice(None), slice(0, 2), slice(2, 6))
 def make(rest=None):
     """Latents hold (episode, frame), actions (episode, step): every number tells where it is from."""
     latents = [np.array([[[[e, t]]] for t in range(n + 1)], np.float16) for e, n in enumerate(LENGTHS)]
-    actions = [np.array([[e, t, -1.0] for t in range(n)], np.float32) for e, n in enumerate(LENGTHS)]
-    return Windows(np.concatenate(latents), actions, np.arange(4, dtype=np.int32), PACKAGES, CHUNK, rest)
+    actions, executed = (
+        [np.array([[e, t, kind] for t in range(n)], np.float32) for e, n in enumerate(LENGTHS)] for kind in (-1, -2)
+    )
+    texts, tasks = [np.full(4, task, np.int32) for task in (5, 6)], np.array([0, 1, 1, 0])
+    return Windows(np.concatenate(latents), actions, executed, texts, tasks, PACKAGES, CHUNK, rest)
 
 
 @pytest.mark.parametrize(("episode", "start"), [(0, 0), (0, 8), (0, 11), (0, 22), (1, 0), (1, 8), (2, 0), (3, 13)])
@@ -24,18 +27,20 @@ def test_frames_and_actions_are_those_of_the_window(episode, start):
         assert window["latents"][n, 0, 0].tolist() == [episode, min(start + CHUNK * n, length)]
         for k in range(CHUNK):
             step = start + CHUNK * (n - 1) + k
-            if step >= 0:
-                assert window["actions"][n, k].tolist() == [episode, min(step, length - 1), -1]
+            if step >= 0 and n < PACKAGES:
+                assert window["executed"][n, k].tolist() == [episode, min(step, length - 1), -2]
             if n > 0:
+                assert window["actions"][n - 1, k].tolist() == [episode, min(step, length - 1), -1]
                 assert window["valid"][n - 1, k] == (step < length + CHUNK)
     assert window["has_past"] == (start >= CHUNK)
     assert window["frame_valid"].tolist() == window["valid"].any(axis=1).tolist()
+    assert window["text"].tolist() == [6 if episode in (1, 2) else 5] * 4
 
 
 def test_rest_holds_where_the_last_action_would_move_on():
     window = make(rest=np.array([0, 0, 9], np.float32)).cut(1, 8)
-    assert window["actions"][1, 4].tolist() == [1, 12, -1]
-    assert window["actions"][1, 5].tolist() == [0, 0, 9]
+    assert window["actions"][0, 4].tolist() == [1, 12, -1] and window["executed"][1, 4].tolist() == [1, 12, -2]
+    assert window["actions"][0, 5].tolist() == window["executed"][1, 5].tolist() == [0, 0, 9]
 
 
 def test_starts_have_a_whole_past_or_none():
@@ -53,7 +58,8 @@ def test_batches_have_the_contract_s_shapes_and_dtypes():
     shapes = {name: (getattr(batch, name).shape, str(getattr(batch, name).dtype)) for name in batch.__dict__}
     assert shapes == {
         "latents": ((5, PACKAGES + 1, 1, 1, 2), "float32"),
-        "actions": ((5, PACKAGES + 1, CHUNK, 3), "float32"),
+        "executed": ((5, PACKAGES, CHUNK, 3), "float32"),
+        "actions": ((5, PACKAGES, CHUNK, 3), "float32"),
         "has_past": ((5,), "bool"),
         "valid": ((5, PACKAGES, CHUNK), "bool"),
         "frame_valid": ((5, PACKAGES), "bool"),

@@ -30,7 +30,7 @@ def test_two_cameras_all_the_way(tmp_path, monkeypatch):
     pictures = data.pictures(0)
     assert pictures.shape == (data.lengths()[0] + 1, 40, 80, 3)
 
-    run = Run("pushcube", TWO_CAMERAS, tmp_path / "data", tmp_path / "run")
+    run = Run(("pushcube",), TWO_CAMERAS, (tmp_path / "data",), tmp_path / "run")
     demos.make_run(run.workdir, lambda rngs: PAR(TWO_CAMERAS, rngs=rngs), run.meta("policy", run.episodes()))
     make_vae = lambda rngs: VAE(TWO_CAMERAS.vae, rngs=rngs)  # noqa: E731
     demos.make_run(run.workdir / "vae", make_vae, run.meta("vae", run.episodes()))

@@ -48,7 +48,7 @@ def test_finetune_encodes_nothing_after_encode(given, monkeypatch, tmp_path, cap
 
 
 def actions(folder):
-    episodes = runs.Run("pushcube", SMALL, folder / "data", folder / "run").episodes()
+    episodes = runs.Run(("pushcube",), SMALL, (folder / "data",), folder / "run").episodes()
     return [episodes.numbers(i)["action"] for i in range(len(episodes))]
 
 

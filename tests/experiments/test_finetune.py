@@ -67,6 +67,8 @@ def command(monkeypatch, tmp_path, data):
         ({"coordinator": "here:1234", "processes": 2, "process": 2}, "no --process=2 of 2: they count from 0"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"task": "pickcube"}, "has task pushcube, but pickcube was asked for"),
+        ({"task": "pushcube,pushcube"}, "names a task twice"),
+        ({"task": "pushcube,pickcube"}, "--data names 1 folders for 2 tasks"),
         ({"preset": "tiny"}, r"has picture_size \[40, 40\], but \[128, 128\] was asked for"),
         ({"data": "nowhere"}, "no data folder at nowhere"),
         ({"vae": "nowhere"}, "nowhere holds no checkpoint"),
@@ -207,7 +209,7 @@ def test_a_run_writes_all_that_a_rollout_needs(runs):
     config, meta, params = load_params(runs.folder / "whole")
     vae_config, vae_meta, vae = load_params(runs.folder / "whole" / "vae")
     assert (meta["step"], meta["stage"], vae_meta["stage"]) == (12, "policy", "vae")
-    assert meta["instruction"] == "Push the cube to the goal region in front of it."
+    assert meta["instructions"] == ["Push the cube to the goal region in front of it."]
     assert len(meta["statistics"]["low"]) == config.model.action_dim == 8
     assert config.vae == vae_config.vae and config.vae.scaling_factor != 1.0
     assert all(np.isfinite(leaf).all() for leaf in flatten((params, vae)).values())

@@ -23,13 +23,14 @@ from par_jax.config import TINY, Config, to_dict
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
+from par_jax.tasks import get_task
 from tests import demos
 from tests.flags import ROLLOUT_FLAGS
 
 _META = {
     "stage": "policy",
-    "task": "pushcube",
-    "instruction": "go",
+    "tasks": ["pushcube"],
+    "instructions": [get_task("pushcube").instruction],
     "config": {"name": "tiny"},
     "dataset": {"control_mode": "pd_joint_pos", "picture_size": [128, 128]},
 }
@@ -47,7 +48,7 @@ class FakePolicy:
         return policy
 
     def init(self, key: jax.Array, instruction: str) -> Any:
-        assert instruction == "go"
+        assert instruction == get_task("pushcube").instruction
         return key
 
     def view(self, picture: np.ndarray) -> np.ndarray:

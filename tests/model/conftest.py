@@ -68,7 +68,8 @@ def make_batch(config, b=2, n=6, seed=0):
     m, (h, w) = config.model, config.latent_size
     return Batch(
         latents=jnp.asarray(rng.normal(size=(b, n + 1, h, w, config.vae.latent_channels)), jnp.float32),
-        actions=jnp.asarray(rng.normal(size=(b, n + m.lookahead, m.chunk, m.action_dim)), jnp.float32),
+        executed=jnp.asarray(rng.normal(size=(b, n, m.chunk, m.action_dim)), jnp.float32),
+        actions=jnp.asarray(rng.normal(size=(b, n + m.lookahead - 1, m.chunk, m.action_dim)), jnp.float32),
         has_past=jnp.arange(b) % 2 == 1,
         valid=jnp.ones((b, n + m.lookahead - 1, m.chunk), bool),
         frame_valid=jnp.ones((b, n), bool),

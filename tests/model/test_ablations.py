@@ -38,7 +38,7 @@ def test_steps_equal_the_pass_over_all_packages(made):
     cache = jax.jit(lambda p: sampling.start(make.bind(p), batch.text))(params)
     step = jax.jit(lambda p, *args: sampling.step(make.bind(p), *args))
     for n in range(N):
-        cache, step_o, step_a = step(params, cache, batch.latents[:, n], batch.actions[:, n])
+        cache, step_o, step_a = step(params, cache, batch.latents[:, n], batch.executed[:, n])
         np.testing.assert_allclose(step_o, z_o[:, n], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(step_a, z_a[:, n], rtol=1e-4, atol=1e-5)
 
@@ -59,7 +59,7 @@ def test_every_parameter_learns_and_the_policy_acts(made):
     @jax.jit
     def act(params):
         model = make.bind(params)
-        return sampling.act(model, sampling.start(model, batch.text), batch.latents[:, 0], batch.actions[:, 0], keys)
+        return sampling.act(model, sampling.start(model, batch.text), batch.latents[:, 0], batch.executed[:, 0], keys)
 
     _, actions, ahead, _ = act(params)
     assert actions.shape == (6, 4, 7) and np.isfinite(actions).all()
@@ -70,7 +70,7 @@ def test_one_package_alone_knows_no_past():
     config = _small("no_history")
     make = Functional(lambda rngs: PAR(config, rngs=rngs))
     params, batch = random_params(make), make_batch(config, n=N)
-    other = dataclasses.replace(batch, actions=batch.actions + 1.0, latents=batch.latents.at[:, 0].add(1.0))
+    other = dataclasses.replace(batch, executed=batch.executed + 1.0, latents=batch.latents.at[:, 0].add(1.0))
     past = dataclasses.replace(other, has_past=jnp.ones(2, bool))
     encode = jax.jit(lambda batch: losses.encode(make.bind(params), batch, jnp.zeros(2, bool))[1])
     a, b = encode(batch), encode(past)

@@ -40,11 +40,13 @@ def batch():
 
 def test_windows_hold_the_chunks_that_are_looked_ahead_to():
     actions = np.arange(22, dtype=np.float32)[:, None]
-    windows = Windows(np.zeros((23, 1, 1, 1)), [actions], np.zeros(1, np.int32), packages=2, chunk=L, lookahead=M)
+    texts, tasks = [np.zeros(1, np.int32)], np.zeros(1, int)
+    windows = Windows(np.zeros((23, 1, 1, 1)), [actions], [-actions], texts, tasks, packages=2, chunk=L, lookahead=M)
     cut = windows.cut(0, 8)
     assert cut["latents"].shape == (3, 1, 1, 1) and cut["frame_valid"].shape == (2,)
-    assert cut["actions"].shape == (2 + M, L, 1) and cut["valid"].shape == (1 + M, L)
-    np.testing.assert_array_equal(cut["actions"][..., 0].ravel(), np.minimum(np.arange(4, 24), 21))
+    assert cut["actions"].shape == (1 + M, L, 1) and cut["valid"].shape == (1 + M, L)
+    np.testing.assert_array_equal(cut["actions"][..., 0].ravel(), np.minimum(np.arange(8, 24), 21))
+    np.testing.assert_array_equal(cut["executed"][..., 0].ravel(), -np.arange(4.0, 12.0))
     late = windows.cut(0, 16)  # an episode of 22 actions is held for one chunk's time
     np.testing.assert_array_equal(late["valid"].sum(1), [4, 4, 2, 0])
 
@@ -52,7 +54,7 @@ def test_windows_hold_the_chunks_that_are_looked_ahead_to():
 def test_a_step_gives_the_next_chunk_and_keeps_the_rest(model, act, batch):
     cache = sampling.start(model, batch.text)
     keys = jax.random.split(jax.random.key(0))
-    first, actions, ahead, _ = act(cache, batch.latents[:, 0], batch.actions[:, 0], keys)
+    first, actions, ahead, _ = act(cache, batch.latents[:, 0], batch.executed[:, 0], keys)
     assert actions.shape == (2, L, A) and ahead.shape == (2, (M - 1) * L, A)
     np.testing.assert_array_equal(first.ahead, ahead)
 
@@ -67,7 +69,7 @@ def test_the_first_step_has_no_look_ahead(model, act, batch):
     cache = sampling.start(model, batch.text)
     keys = jax.random.split(jax.random.key(0))
     other = dataclasses.replace(cache, ahead=cache.ahead + 1.0)
-    out = [act(c, batch.latents[:, 0], batch.actions[:, 0], keys)[1] for c in (cache, other)]
+    out = [act(c, batch.latents[:, 0], batch.executed[:, 0], keys)[1] for c in (cache, other)]
     np.testing.assert_array_equal(*out)
 
 
@@ -97,15 +99,15 @@ def test_all_chunks_are_supervised(model, batch):
         return losses.action_loss(model, z_a, batch, alone, jax.random.key(1))
 
     slope = slopes(batch.actions, batch)
-    assert (np.abs(slope).sum((2, 3))[:, 1:] > 0).all() and not slope[:, 0].any()
+    assert (np.abs(slope).sum((2, 3)) > 0).all()
     cut = dataclasses.replace(batch, valid=batch.valid.at[:, 4:].set(False))
     slope = slopes(cut.actions, cut)
     size = np.abs(slope).sum((2, 3))
     # What is no target is still among the noisy actions that its neighbours see.
-    assert (size[:, 1:5] > 0).all() and size[:, 5:].max() < 0.1 * size[:, 1:5].min()
+    assert (size[:, :4] > 0).all() and size[:, 4:].max() < 0.1 * size[:, :4].min()
 
 
 def test_the_error_is_that_of_the_chunk_which_is_executed(model, batch):
     errors = jax.jit(lambda batch: losses.policy_errors(model, batch, jax.random.key(0)))
-    far = dataclasses.replace(batch, actions=batch.actions.at[:, 5:].add(9.0))
+    far = dataclasses.replace(batch, actions=batch.actions.at[:, 4:].add(9.0))
     assert errors(batch) == errors(far)

@@ -26,15 +26,15 @@ def _influences(par, params, batch, outputs, alone=False):
 
     @jax.jit
     def gradient(weight_o, weight_a):
-        def scalar(latents, actions):
-            changed = dataclasses.replace(batch, latents=latents, actions=actions)
+        def scalar(latents, executed):
+            changed = dataclasses.replace(batch, latents=latents, executed=executed)
             z_o, z_a = losses.encode(par.bind(params), changed, jnp.full(2, alone))
             return (weight_o * z_o**2).sum() + (weight_a * z_a**2).sum()
 
-        return jax.grad(scalar, argnums=(0, 1))(batch.latents, batch.actions)
+        return jax.grad(scalar, argnums=(0, 1))(batch.latents, batch.executed)
 
     frames, actions = jax.lax.map(lambda w: gradient(*w), (jnp.float32(weights_o), jnp.float32(weights_a)))
-    return np.abs(frames).sum((1, 3, 4, 5))[:, :-1], np.abs(actions).sum((1, 4))[:, :-1]
+    return np.abs(frames).sum((1, 3, 4, 5))[:, :-1], np.abs(actions).sum((1, 4))
 
 
 def test_gradients_prove_the_mask(par, params, batch, config):
@@ -64,7 +64,7 @@ def test_without_history_only_the_own_frame_counts(par, params, batch):
 
 
 def test_the_first_chunk_counts_only_where_there_was_one(par, params, batch):
-    other = dataclasses.replace(batch, actions=batch.actions.at[:, 0].add(1.0))
+    other = dataclasses.replace(batch, executed=batch.executed.at[:, 0].add(1.0))
     (_, before), (_, after) = _outputs(par, params, batch), _outputs(par, params, other)
     np.testing.assert_array_equal(before[0], after[0])
     assert not np.allclose(before[1], after[1])
@@ -72,7 +72,7 @@ def test_the_first_chunk_counts_only_where_there_was_one(par, params, batch):
 
 def _step(par, params, cache, batch, n, robot=slice(None)):
     step = jax.jit(lambda p, *a: sampling.step(par.bind(p), *a))
-    return step(params, cache, batch.latents[robot, n], batch.actions[robot, n])
+    return step(params, cache, batch.latents[robot, n], batch.executed[robot, n])
 
 
 def test_cached_steps_equal_the_uncached_pass(par, params, batch):
@@ -126,7 +126,7 @@ def test_invalid_targets_do_not_count(par, params, batch):
     cut = dataclasses.replace(
         batch, valid=batch.valid.at[:, 4:].set(False), frame_valid=batch.frame_valid.at[:, 4:].set(False)
     )
-    other = dataclasses.replace(cut, latents=cut.latents.at[:, 5:].add(1.0), actions=cut.actions.at[:, 5:].add(1.0))
+    other = dataclasses.replace(cut, latents=cut.latents.at[:, 5:].add(1.0), actions=cut.actions.at[:, 4:].add(1.0))
     assert loss(cut) == loss(other) != loss(batch)
 
 

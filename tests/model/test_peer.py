@@ -130,7 +130,7 @@ def test_the_pass_over_all_packages_and_the_cached_one_agree(case):
     with torch.no_grad():
         kept = case.peer.par.start(case.given["text"])
         for i in range(n):
-            cache, *ours = step(case.params["par"], cache, batch.latents[:, i], batch.actions[:, i])
+            cache, *ours = step(case.params["par"], cache, batch.latents[:, i], batch.executed[:, i])
             theirs = case.peer.par.step(kept, case.given["latents"][:, i], case.given["actions"][:, i])
             for a, b in zip(ours, theirs, strict=True):
                 close(a, b)

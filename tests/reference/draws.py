@@ -21,7 +21,7 @@ def policy_draws(config, b, n, key, dtype="float32"):
     keys = jax.random.split(key, 4)
     draws = {
         "alone": jax.random.bernoulli(keys[0], train.history_dropout, (b,)),
-        "first": jax.random.randint(keys[1], (b, 1), 0, m.max_time),
+        "first": jax.random.randint(jax.random.split(keys[1], 3)[0], (b, 1), 0, m.max_time),
     }
 
     def diffusion(key, t_shape, shape):

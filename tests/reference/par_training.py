@@ -19,16 +19,16 @@ class Objective(nn.Module):
         time = draws["first"] + torch.arange(n, device=draws["first"].device)
         known = (batch["has_past"][:, None] | (torch.arange(n, device=time.device) > 0)) & ~draws["alone"][:, None]
         z_o, z_a = self.par.encode(
-            batch["latents"][:, :n], batch["actions"][:, :n], known, batch["text"], time, draws["alone"]
+            batch["latents"][:, :n], batch["executed"], known, batch["text"], time, draws["alone"]
         )
         frame = self.frame_loss(z_o, batch, draws) if self.par.config.model.predict_frames else 0.0
         return frame + self.action_loss(z_a, batch, draws)
 
     def action_loss(self, z_a, batch, draws):
         (b, n), m, t, noise = z_a.shape[:2], self.par.config.model, draws["action_t"], draws["action_noise"]
-        following = [range(1 + i, 1 + i + n) for i in range(m.lookahead)]
+        following = [range(i, i + n) for i in range(m.lookahead)]
         target = torch.stack([batch["actions"][:, r.start : r.stop] for r in following], 2).flatten(0, 1).flatten(1, 2)
-        valid = torch.stack([batch["valid"][:, r.start - 1 : r.stop - 1] for r in following], 2)
+        valid = torch.stack([batch["valid"][:, r.start : r.stop] for r in following], 2)
         z_a, count = z_a.flatten(0, 1), len(t)
         kv = self.par.action_head.condition(z_a, *self.drafts(z_a, b, n, draws))
         kv = [[part.repeat(count, 1, 1, 1) for part in pair] for pair in kv]

@@ -1,0 +1,102 @@
+"""Videos of an arm that moves about with no aim, in any scene: what video pretraining learns from.
+
+Axes as in `par_jax.sim.recorder`.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from par_jax.data import episodes as disk
+from par_jax.sim.expert import CLOSED, OPEN, SPEED, Move, limited
+from par_jax.sim.hand import make_hand
+from par_jax.sim.recorder import numbers, png
+from par_jax.sim.simulator import Simulator
+
+STEPS = 48
+"""Actions of a video: six chunks."""
+
+NEAR = np.array([[-0.25, -0.25, 0.02], [0.2, 0.25, 0.3]])
+"""Corners of the room that the arm wanders in, metres."""
+
+
+class Wander:
+    """From one random place to the next; every second one is at a thing that can be moved."""
+
+    def __init__(self, env: Any, seed: int):
+        """Args: env: ManiSkill's environment with one scene; seed: of all that is drawn."""
+        self.env, self.rng = env, np.random.default_rng([seed, 0x6D6F7665])
+        self.left = 0
+        self._choose()
+
+    def _choose(self) -> None:
+        things = [actor for actor in self.env.scene.actors.values() if actor.px_body_type == "dynamic"]
+        self.target = self.rng.uniform(*NEAR)
+        if things and self.rng.random() < 0.5:
+            thing = things[self.rng.integers(len(things))]
+            place = thing.pose.p[0].cpu().numpy().astype(np.float64)
+            self.target = np.clip(place + self.rng.normal(0, 0.01, 3), *NEAR)
+        self.left = int(self.rng.integers(8, 20))
+        self.yaw = float(self.rng.normal(0, 0.02))
+        self.gripper = float(self.rng.choice([OPEN, CLOSED]))
+        self.speed = float(self.rng.uniform(0.3, 1.0)) * SPEED
+
+    def __call__(self) -> Move:
+        """The next move."""
+        tcp = self.env.agent.tcp.pose.p[0].cpu().numpy().astype(np.float64)
+        if self.left == 0 or np.linalg.norm(self.target - tcp) < 0.01:
+            self._choose()
+        self.left -= 1
+        return Move(limited(2.0 * (self.target - tcp), self.speed), self.yaw, self.gripper)
+
+
+class Motions:
+    """Makes videos in one simulator; lives in a worker process, as `par_jax.sim.recorder.Recorder`."""
+
+    def __init__(
+        self,
+        task: str,
+        control_mode: str = "pd_joint_pos",
+        picture_size: tuple[int, int] = (128, 128),
+        device: str = "cpu",
+        cameras: Sequence[str] = ("render",),
+    ):
+        """Makes the simulator; the arguments are its own."""
+        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
+        self.hand = make_hand(self.simulator)
+
+    def episode(self, seed: int) -> dict[str, np.ndarray]:
+        """One video, as `Recorder.episode` gives a demonstration; its actions are what the arm happened to do."""
+        simulator = self.simulator
+        simulator.reset([seed])
+        wander = Wander(simulator.env, seed)
+        actions, qpos, frames = [], [numbers(simulator.qpos())], [self._png()]
+        for _ in range(STEPS):
+            actions.append(self.hand(wander())[0])
+            simulator.step(actions[-1][None])
+            qpos.append(numbers(simulator.qpos()))
+            frames.append(self._png())
+        return {
+            "action": np.stack(actions),
+            "executed": np.stack(actions),
+            "qpos": np.stack(qpos),
+            "seed": np.array([seed], np.int64),
+            **disk.join_pictures(frames),
+        }
+
+    def block(self, folder: str, first_seed: int, count: int) -> Iterator[int]:
+        """As `Recorder.block`: every seed gives a video."""
+        records = []
+        for seed in range(first_seed, first_seed + count):
+            records.append(self.episode(seed))
+            yield len(records)
+        disk.write_shard(Path(folder), first_seed, records)
+
+    def close(self) -> None:
+        """Frees the simulator."""
+        self.simulator.close()
+
+    def _png(self) -> bytes:
+        return png(self.simulator.picture()[0].cpu().numpy())
