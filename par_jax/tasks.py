@@ -30,6 +30,9 @@ TASKS: dict[str, Task] = {
     "stackcube": Task("StackCube-v1", "Pick up the red cube and stack it on the green cube.", 200, "panda_wristcam"),
 }
 
+# What of a picture matters: the arm, the cube that is moved, and where to (StackCube's is the other cube).
+SEGMENTS = ("arm", "cube", "goal")
+
 CONTROL_MODES = ("pd_joint_pos", "pd_ee_delta_pose")
 
 
