@@ -3,7 +3,8 @@
     python -m experiments.rollout --checkpoint=runs/pushcube --task=pushcube --protocol=rdt --episodes=125
 
 Writes `settings.json`; `rollouts.jsonl`, one line a rollout, as they finish; `videos/`, executed pictures
-beside the predicted ones; at the end `summary.json`. Typed again it goes on where it stopped.
+beside the predicted ones, with what experiments.figures needs of them; at the end `summary.json`. Typed again it
+goes on where it stopped.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from experiments import app, devices
 from experiments.model_flags import define_sampling_flags, sampled
-from par_jax import checkpoint, evaluation, video
+from par_jax import checkpoint, evaluation, recording, video
 from par_jax.config import Config
 from par_jax.errors import UserError
 from par_jax.evaluation import Protocol, Trial
@@ -64,6 +65,9 @@ class _Pooled:
 
     def step_chunk(self, actions: np.ndarray, render: str = "last") -> Outcome:
         return self.pool.step_chunk(self.index, actions, render)
+
+    def segments(self) -> np.ndarray:
+        return self.pool.segments(self.index)
 
 
 def check_fit(meta: dict[str, Any], folder: Path, task: str, protocol: Protocol) -> None:
@@ -118,7 +122,9 @@ def roll_out(
         row = runner.rollout(robot, trial, film)
         verdict = "success" if row["success"] else "no success"
         film.title = f"{task}, state {trial.seed}, policy seed {trial.policy_seed}: {verdict}"
-        video.write(film, results.folder / "videos" / f"{trial.seed}-{trial.policy_seed}", _CONTROL_HZ)
+        stem = results.folder / "videos" / f"{trial.seed}-{trial.policy_seed}"
+        recording.write(film, stem.with_name(f"{stem.name}.npz"), trial, row["success"])
+        video.write(film, stem, _CONTROL_HZ)
         return row
 
     runner.warm_up(robots[0].reset(missing[0].seed), predict_frame=any(trial in filmed for trial in missing))

@@ -44,6 +44,9 @@ class Robot(Protocol):
     def step_chunk(self, actions: np.ndarray, render: str = "last") -> Outcome:
         """Executes actions [n, A] until the task is done; pictures of the `last` step or of `all`."""
 
+    def segments(self) -> np.ndarray:
+        """What the last picture shows: uint8 [H, W], k + 1 for the k-th of `par_jax.tasks.SEGMENTS`, 0 for the rest."""
+
 
 class Actor(Protocol):
     """A policy, as `par_jax.policy.Policy`."""
@@ -116,8 +119,10 @@ class Runner:
                 jax.block_until_ready(actions)
                 latencies.append(round(1000 * (time.perf_counter() - start), 3))
             chunk = np.asarray(actions)[: self.max_steps - steps]
-            if film is not None and info.predicted is not None:
-                film.predict(np.asarray(info.predicted), made=steps, due=steps + len(actions))
+            if film is not None:
+                film.look(steps, np.asarray(actions), self.policy.view(robot.segments()[..., None])[..., 0])
+                if info.predicted is not None:
+                    film.predict(np.asarray(info.predicted), made=steps, due=steps + len(actions))
             outcome = robot.step_chunk(chunk, render="last" if film is None else "all")
             steps, reward, success = steps + outcome.steps, reward + outcome.reward, outcome.success
             picture = outcome.pictures[-1]

@@ -40,6 +40,9 @@ SCENES: dict[str, Task] = {
     "stackpyramid": Task("StackPyramid-v1", "Move.", 0),
 }
 
+# What of a picture matters: the arm, the cube that is moved, and where to (StackCube's is the other cube).
+SEGMENTS = ("arm", "cube", "goal")
+
 CONTROL_MODES = ("pd_joint_pos", "pd_ee_delta_pose")
 
 

@@ -33,6 +33,9 @@ class Film:
       predicted: uint8 [h, w, 3] each, of the same scene region as `executed`.
       made: for each prediction, the step at which it was made.
       due: for each prediction, the step that it shows.
+      looks: the steps at which the policy looked.
+      actions: float32 [L, A] each, what it decided there.
+      segments: uint8 [h, w] each, which thing it saw where, as `par_jax.rollout.Robot.segments` says.
     """
 
     title: str
@@ -40,6 +43,15 @@ class Film:
     predicted: list[np.ndarray] = dataclasses.field(default_factory=list)
     made: list[int] = dataclasses.field(default_factory=list)
     due: list[int] = dataclasses.field(default_factory=list)
+    looks: list[int] = dataclasses.field(default_factory=list)
+    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
+    segments: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def look(self, step: int, actions: np.ndarray, segments: np.ndarray) -> None:
+        """Adds what the policy decided, [L, A], and which thing it saw where, [h, w]."""
+        self.looks.append(step)
+        self.actions.append(actions)
+        self.segments.append(segments)
 
     def predict(self, picture: np.ndarray, made: int, due: int) -> None:
         """Adds a prediction, uint8 [h, w, 3]."""

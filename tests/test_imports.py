@@ -12,9 +12,9 @@ _ROOT = Path(__file__).parent.parent
 # A module may import only from the rows above its own, and from its own package.
 _LAYERS = (
     {"errors", "config"},
-    {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation"},
+    {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation", "quality"},
     {"video", "versions", "tokenizer", "processes"},
-    {"nn", "checkpoint"},
+    {"nn", "checkpoint", "recording"},
     {"data", "results", "sharding", "pretrained", "initialise", "lora", "schedulers", "guidance"},
     {"model", "sim", "rollout"},
     {"sets", "losses_vae", "language"},
@@ -23,7 +23,7 @@ _LAYERS = (
     {"train"},
     {"loop"},
     {"runs", "policy", "costs"},
-    {"beginning", "export", "bench"},
+    {"beginning", "export", "bench", "looking"},
     {"stages"},
     {"experiments"},
     {"convert"},

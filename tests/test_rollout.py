@@ -67,6 +67,9 @@ class Walk:
         self.executed = []
         return self._picture()
 
+    def segments(self) -> np.ndarray:
+        return np.arange(64, dtype=np.uint8).reshape(8, 8)
+
     def step_chunk(self, actions: np.ndarray, render: str = "last") -> Outcome:
         time.sleep(self.delay)
         pictures = []
@@ -129,6 +132,9 @@ def test_the_film_shows_every_step_cropped_like_the_predictions():
     assert len(film.executed) == row["steps"] + 1
     assert {picture.shape for picture in film.executed} == {(4, 4, 3)}
     assert (film.made, film.due) == ([0, 8, 16], [8, 16, 24])
+    assert film.looks == [0, 8, 16] and {actions.shape for actions in film.actions} == {(_L, _A)}
+    for segments in film.segments:
+        np.testing.assert_array_equal(segments, np.arange(64).reshape(8, 8)[2:6, 2:6])
     assert row["filmed"]
 
 

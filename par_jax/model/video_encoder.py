@@ -80,11 +80,16 @@ class VideoEncoder(nnx.Module):
             place = jnp.arange(n * k) % k
             action = jnp.concatenate([jnp.zeros(self.text, bool), place >= self.frame_tokens])
             mask = mask & (action[:, None] | ~action[None, :] | ~silent[:, None, None])
-        angles = self.angles(time).reshape(b, n * k, -1)
-        angles = jnp.pad(angles, ((0, 0), (self.text, 0), (0, 0)))
-        x = jnp.concatenate([text, packages.reshape(b, n * k, e)], axis=1)
+        x, angles = self.joined(text, packages, time)
         x, _ = self.stack.scan(lambda block, x, _: (block(x, mask, angles), None), x)
         return self.norm(x[:, self.text :]).reshape(b, n, k, e)
+
+    def joined(self, text: jax.Array, packages: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What `__call__` takes as one sequence [B, S, E], and its rotary angles [B, S, D // 2]."""
+        b, n, k, e = packages.shape
+        angles = self.angles(time).reshape(b, n * k, -1)
+        angles = jnp.pad(angles, ((0, 0), (self.text, 0), (0, 0)))
+        return jnp.concatenate([text, packages.reshape(b, n * k, e)], axis=1), angles
 
     def start(self, text: jax.Array) -> KVCache:
         """An empty cache that knows the instruction: text [B, K_text, E]."""

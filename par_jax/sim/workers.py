@@ -296,6 +296,12 @@ class EnvServer:
         qpos = self.simulator.qpos()[0].cpu().numpy().astype(np.float32).copy()
         return Chunk(np.stack(pictures), success, steps, total, self.elapsed, done, qpos)
 
+    def segments(self) -> np.ndarray:
+        """What the last picture shows: u8 [H, n*W], as `par_jax.sim.segments.segments`."""
+        from par_jax.sim.segments import segments
+
+        return segments(self.simulator)[0].cpu().numpy()
+
     def _picture(self) -> np.ndarray:
         return self.simulator.picture()[0].cpu().numpy().copy()
 
@@ -348,6 +354,11 @@ class EnvPool:
     def step_chunk(self, i: int, actions: np.ndarray, render: str = "last", stop_on_success: bool = True) -> Chunk:
         """`EnvServer.step_chunk` and its result."""
         self.submit(i, "step_chunk", actions, render, stop_on_success)
+        return self.result(i)
+
+    def segments(self, i: int) -> np.ndarray:
+        """`EnvServer.segments` and its result."""
+        self.submit(i, "segments")
         return self.result(i)
 
     def close(self) -> None:

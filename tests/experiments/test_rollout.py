@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from experiments import rollout
-from par_jax import evaluation
+from par_jax import evaluation, recording
 from par_jax.config import TINY, Config, to_dict
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
@@ -71,6 +71,9 @@ class FakePool:
         self.resets.append(seed)
         self.left[i] = 500.0 if seed % 5 else 1e9
         return np.zeros((128, 128, 3), np.uint8)
+
+    def segments(self, i: int) -> np.ndarray:
+        return np.zeros((128, 128), np.uint8)
 
     def step_chunk(self, i: int, actions: np.ndarray, render: str = "last") -> Any:
         self.left[i] -= float(actions.sum())
@@ -131,7 +134,11 @@ def test_the_command_writes_rows_videos_and_a_summary(command, capsys):
     assert summary["versions"]["jax"] == jax.__version__
     assert summary["cameras"] == ["render"]
     assert summary["seeds"] == [row["seed"] for row in rows]
-    assert sorted(p.name for p in (out / "videos").iterdir()) == ["20241201-0.mp4", "20241201-0.png"]
+    assert sorted(p.name for p in (out / "videos").iterdir()) == [
+        f"20241201-0.{kind}" for kind in ("mp4", "npz", "png")
+    ]
+    recorded = recording.read(out / "videos" / "20241201-0.npz")
+    assert (recorded.seed, recorded.policy_seed, recorded.steps[-1]) == (20241201, 0, recorded.steps.max())
     said = capsys.readouterr().out
     assert "success 8 of 10: 80.0%" in said
     assert "the protocol asks for 125" in said
@@ -298,3 +305,5 @@ def test_a_checkpoint_rolls_out_in_the_real_simulator_the_same_twice(tmp_path, m
     summary = json.loads((tmp_path / "out2" / "summary.json").read_text())
     assert summary["checkpoint"] | {"checksum": 0} == {"preset": "small-test", "step": 1, "checksum": 0}
     assert (tmp_path / "out2" / "videos" / "20241201-0.mp4").stat().st_size > 1000
+    recorded = recording.read(tmp_path / "out2" / "videos" / "20241201-0.npz")
+    assert recorded.segments.shape == (3, *config.picture.crop) and set(np.unique(recorded.segments)) > {0, 1}
