@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "A trained run's --workdir.")
+    flags.DEFINE_string("checkpoint", None, "A trained run's --workdir, or a released folder.")
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_integer("batch", 1, "Robots that act together.", lower_bound=1)
     flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], f"Where it shall run: of {', '.join(PLATFORMS)}.")
