@@ -32,7 +32,7 @@ PACKAGES = ("par_jax", "jax", "jaxlib", "flax", "numpy", "torch")
 def define_flags() -> None:
     """The command's flags."""
     define_model_flags()
-    flags.DEFINE_string("checkpoint", None, "A trained run's --workdir, in place of a preset with random weights.")
+    flags.DEFINE_string("checkpoint", None, "A trained run's --workdir, or a released folder, with its weights.")
     flags.DEFINE_integer("batch", 1, "Robots that act together.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of weights and computation; the preset's by default.")
     flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where to compute.")

@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "A trained run's --workdir.")
+    flags.DEFINE_string("checkpoint", None, "A trained run's --workdir, or a released folder.")
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_string("task", None, "What it shall do, of a policy that was trained on several tasks.")
     flags.DEFINE_integer("batch", 1, "Robots that act together.", lower_bound=1)

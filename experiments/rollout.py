@@ -1,6 +1,9 @@
 """Measures a trained policy in the simulator, closed loop.
 
+    python -m experiments.rollout --task=pushcube
     python -m experiments.rollout --checkpoint=runs/pushcube --task=pushcube --protocol=rdt --episodes=125
+
+The first rolls out runs/pushcube, or, where there is none, a few times the checkpoint that the repository ships.
 
 Writes `settings.json`; `rollouts.jsonl`, one line a rollout, as they finish; `videos/`, executed pictures
 beside the predicted ones, with what experiments.figures needs of them; at the end `summary.json`. Typed again it
@@ -25,6 +28,7 @@ from par_jax.config import Config
 from par_jax.errors import UserError
 from par_jax.evaluation import Protocol, Trial
 from par_jax.policy import Policy
+from par_jax.release import SHIPPED
 from par_jax.results import Results
 from par_jax.rollout import Outcome, Robot, Runner
 from par_jax.tasks import get_task
@@ -34,15 +38,19 @@ FLAGS = flags.FLAGS
 
 # ManiSkill's control rate: a video plays as fast as the robot moved.
 _CONTROL_HZ = 20
+# Rollouts of a released checkpoint where nothing is said about them.
+_QUICK = 5
 _PACKAGES = ("par_jax", "jax", "jaxlib", "flax", "numpy", "mani_skill", "sapien", "torch")
 
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "A trained run's --workdir; runs/<task> by default.")
+    flags.DEFINE_string(
+        "checkpoint", None, "A trained run's --workdir, or a released folder; runs/<task>, else what is shipped."
+    )
     flags.DEFINE_string("task", None, "pushcube, pickcube or stackcube.")
-    flags.DEFINE_string("out", None, "Folder to write; <checkpoint>/<protocol> by default.")
-    flags.DEFINE_string("protocol", "rdt", "rdt (25 states, 5 policy seeds) or maniskill (success_once).")
+    flags.DEFINE_string("out", None, "Folder to write; <checkpoint>/<protocol>, or runs/<name>-shipped/<protocol>.")
+    flags.DEFINE_string("protocol", None, "rdt (25 states, 5 policy seeds), the default, or maniskill (success_once).")
     flags.DEFINE_integer("episodes", None, "Rollouts; as many as the protocol asks for by default.")
     flags.DEFINE_integer("seed", 0, "First policy seed; with --protocol=maniskill also of the states.")
     flags.DEFINE_integer("workers", 2, "Simulator processes; the results do not depend on it.", lower_bound=1)
@@ -68,6 +76,19 @@ class _Pooled:
 
     def segments(self) -> np.ndarray:
         return self.pool.segments(self.index)
+
+
+def find(given: str | None, task: str) -> Path:
+    """The checkpoint's folder: what is asked for, else the task's run, else what is shipped for it. Says which."""
+    if given is not None:
+        return Path(given)
+    run, shipped = Path("runs") / task, SHIPPED / task
+    if (run / "config.json").exists():
+        print(f"checkpoint: {run}")
+    elif shipped.exists():
+        print(f"checkpoint: {shipped}, which is shipped ({run} holds no run)")
+        return shipped
+    return run
 
 
 def check_fit(meta: dict[str, Any], folder: Path, task: str, protocol: Protocol) -> None:
@@ -200,17 +221,22 @@ def main() -> None:
     if FLAGS.task is None:
         raise UserError("say which task to roll out: --task=pushcube, pickcube or stackcube")
     task = get_task(FLAGS.task)
-    protocol = evaluation.protocol(FLAGS.protocol)
-    episodes = protocol.episodes if FLAGS.episodes is None else FLAGS.episodes
-    trials = protocol.trials(episodes, FLAGS.seed)
-    devices.choose(FLAGS.device)
-    folder = Path(FLAGS.checkpoint or f"runs/{FLAGS.task}")
+    protocol = evaluation.protocol(FLAGS.protocol or "rdt")
+    folder = find(FLAGS.checkpoint, FLAGS.task)
     meta = checkpoint.read_meta(folder)
     check_fit(meta, folder, FLAGS.task, protocol)
+    released = checkpoint.RELEASED in meta
+    episodes = FLAGS.episodes
+    if episodes is None:
+        episodes = _QUICK if released and FLAGS.protocol is None else protocol.episodes
+    trials = protocol.trials(episodes, FLAGS.seed)
+    devices.choose(FLAGS.device)
     policy = Policy.load(folder, adjusted)
     max_steps = protocol.max_steps or task.max_steps
     settings = _settings(policy, FLAGS.task, protocol, max_steps, meta)
-    out = Path(FLAGS.out or folder / protocol.name)
+    # A released folder stays as it is.
+    home = Path("runs") / f"{folder.resolve().name}-shipped" if released else folder
+    out = Path(FLAGS.out or home / protocol.name)
     try:
         results = Results(out, settings, FLAGS.overwrite)
         if missing := results.missing(trials):
@@ -237,7 +263,9 @@ def report(summary: dict[str, Any], protocol: Protocol, out: Path) -> None:
     print(f"{summary['task']}, protocol {protocol.name}: {evaluation.sentence(summary)}")
     print(f"a policy step takes {latency['median']:.1f} ms (median; 99th percentile {latency['p99']:.1f} ms)")
     if summary["episodes"] < protocol.episodes:
-        print(f"a quick look: the protocol asks for {protocol.episodes} rollouts")
+        print(
+            f"a quick look: the protocol asks for {protocol.episodes} rollouts; --episodes={protocol.episodes} goes on"
+        )
     print(f"summary: {out / 'summary.json'}")
     print(f"rollouts: {out / 'rollouts.jsonl'}")
     if videos := sorted((out / "videos").glob("*.mp4")):

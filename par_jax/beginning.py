@@ -14,6 +14,7 @@ from par_jax.errors import UserError
 from par_jax.language import FILE, embed_prompts, keep, read
 from par_jax.nn.functional import Functional, Params
 from par_jax.processes import in_turn, say
+from par_jax.release import WEIGHTS
 from par_jax.runs import Run, adopt_vae, first_state, is_trained, write_frozen
 from par_jax.train import TrainState, init_state
 
@@ -79,7 +80,8 @@ def state_shapes(run: Run, par: Functional) -> TrainState:
 
 
 def _is_nova(folder: Path) -> bool:
-    return (folder / pretrained.MANIFEST).exists() or not (folder / "checkpoints").exists()
+    ours = any((folder / name).exists() for name in ("checkpoints", WEIGHTS))
+    return (folder / pretrained.MANIFEST).exists() or not ours
 
 
 def _given(source: Path | None) -> Params:

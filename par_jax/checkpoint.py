@@ -26,6 +26,8 @@ from par_jax import processes
 from par_jax.errors import UserError
 
 Tree = Any
+# What only the `config.json` of a released policy has, see `par_jax.release`.
+RELEASED = "released"
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
@@ -379,8 +381,20 @@ def _latest(
     return None
 
 
+def config_of(meta: dict, folder: Path | str) -> config_lib.Config:
+    """The configuration that a folder's `config.json` holds.
+
+    Raises:
+      UserError: it is of another program version.
+    """
+    try:
+        return config_lib.from_dict(meta["config"])
+    except TypeError as error:
+        raise UserError(f"{folder}/config.json does not fit this version of par_jax: {error}") from error
+
+
 def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = None) -> tuple:
-    """A trained run's parameters, for rollouts.
+    """A trained run's parameters.
 
     Args:
       workdir: the run's folder.
@@ -396,10 +410,9 @@ def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = Non
     """
     workdir = Path(workdir)
     meta = read_meta(workdir)
-    try:
-        config = config_lib.from_dict(meta["config"])
-    except TypeError as error:
-        raise UserError(f"{workdir}/config.json does not fit this version of par_jax: {error}") from error
+    config = config_of(meta, workdir)
+    if RELEASED in meta:
+        raise UserError(f"{workdir} holds a released policy, which acts and is not trained on: give a run's --workdir")
     if preset is not None and config.name != preset:
         raise UserError(
             f"{workdir} was trained with preset {config.name!r}, not {preset!r}: give --preset={config.name}"

@@ -15,25 +15,23 @@ import numpy as np
 from jax import export as jax_export
 from safetensors.flax import save_file
 
-from par_jax import lora
-from par_jax.checkpoint import flatten, load_params, nest, write_json
+from par_jax.acting import acting, acting_params
+from par_jax.checkpoint import flatten, nest, write_json
 from par_jax.config import Config
 from par_jax.data.pictures import crop
 from par_jax.errors import UserError
 from par_jax.language import instruction_tokens
-from par_jax.model.vae import VAE
-from par_jax.nn.functional import Functional
+from par_jax.nn.functional import Params
 from par_jax.normalise import centre_and_half
 from par_jax.policy import PhysicalStep
+from par_jax.release import WEIGHTS, load_policy
 from par_jax.types import KVCache
 from par_jax.versions import versions
 
 Arrays = dict[str, jax.Array]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-START, STEP, WEIGHTS, ABOUT = "start.jaxexport", "step.jaxexport", "weights.safetensors", "policy.json"
+START, STEP, ABOUT = "start.jaxexport", "step.jaxexport", "policy.json"
 PACKAGES = ("par_jax", "jax", "jaxlib")
-# Parts of the frame VAE that only predicted frames need.
-DECODER = ("decoder", "post_quant_conv")
 
 
 def export(
@@ -42,7 +40,7 @@ def export(
     """Writes a trained policy's step.
 
     Args:
-      checkpoint: a run's folder.
+      checkpoint: a run's folder, or a released one.
       out: to be made.
       batch: robots that act together.
       platforms: of `PLATFORMS`; the programs run on any of them.
@@ -56,17 +54,11 @@ def export(
         raise UserError(f"unknown platform {unknown[0]!r}: choose of {', '.join(PLATFORMS)}")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: name another --out")
-    config, meta, params = load_params(checkpoint)
-    if meta["stage"] != "policy":
-        raise UserError(f"{checkpoint} holds a {meta['stage']}, not a policy: give the policy's --workdir")
-    _, _, vae = load_params(checkpoint / "vae")
-    config = adjust(config)
-    if config.lora.rank:
-        params = lora.merge(params, config.lora)
-    config = acting(config)
+    config, meta, params = load_policy(checkpoint)
+    params, config = acting_params(config, params), acting(adjust(config))
     instruction = _instruction(meta, task, checkpoint)
     text = instruction_tokens(config.text, instruction, checkpoint)
-    weights = _weights(config, params, vae, text)
+    weights = _weights(config, params, text)
     start, step = functions(config, meta["statistics"])
     keys = jax.ShapeDtypeStruct((batch, 2), jnp.uint32)
     height, width = config.picture.size
@@ -80,12 +72,6 @@ def export(
     write_json(out / ABOUT, _about(config, meta, instruction, batch, platforms, state))
 
 
-def acting(config: Config) -> Config:
-    """The model that acts: adapters merged, without the parts that predict frames."""
-    model = dataclasses.replace(config.model, predict_frames=False)
-    return dataclasses.replace(config, model=model, lora=dataclasses.replace(config.lora, rank=0))
-
-
 def functions(config: Config, statistics: dict) -> tuple[Any, Any]:
     """`start(weights, keys [B, 2] uint32) -> state` and `step(weights, state, picture) -> (state, actions)`.
 
@@ -93,17 +79,10 @@ def functions(config: Config, statistics: dict) -> tuple[Any, Any]:
     side; actions are float32 [B, L, A] in the controller's units, to be executed whole before the next step.
     """
     physical = PhysicalStep(config)
-    vae = jax.eval_shape(Functional(lambda rngs: VAE(config.vae, rngs=rngs)).init, jax.random.key(0))
-    decoder = {name: leaf for name, leaf in flatten({"vae": vae}).items() if name.split("/")[1] in DECODER}
     centre, half = centre_and_half(statistics["low"], statistics["high"])
 
-    def idle(weights: Arrays) -> Arrays:
-        """The frame decoder, which acting never reads."""
-        dtype = weights["vae/encoder/conv_in/kernel"].dtype
-        return {name: jnp.zeros(leaf.shape, dtype) for name, leaf in decoder.items()}
-
     def start(weights: Arrays, keys: jax.Array) -> Arrays:
-        params = nest(weights | idle(weights))
+        params = nest(weights)
         text = jnp.broadcast_to(params["text"], (keys.shape[0], *params["text"].shape))
         cache = physical.start(params, text)
         executed = jnp.zeros((keys.shape[0], config.model.chunk, config.model.action_dim))
@@ -113,7 +92,7 @@ def functions(config: Config, statistics: dict) -> tuple[Any, Any]:
         cache = KVCache(**{field.name: state[field.name] for field in dataclasses.fields(KVCache)})
         both = jax.vmap(jax.random.split)(jax.random.wrap_key_data(state["keys"]))
         seen = crop(picture, config.picture)
-        cache, actions, _, _ = physical.act(nest(weights | idle(weights)), cache, seen, state["executed"], both[:, 1])
+        cache, actions, _, _ = physical.act(nest(weights), cache, seen, state["executed"], both[:, 1])
         state = {**flatten(cache), "executed": actions, "keys": jax.random.key_data(both[:, 0])}
         return state, actions * half + centre
 
@@ -130,12 +109,9 @@ def _instruction(meta: dict, task: str | None, folder: Path) -> str:
     return meta["instructions"][known.index(task or known[0])]
 
 
-def _weights(config: Config, params: dict, vae: dict, text: np.ndarray) -> Arrays:
+def _weights(config: Config, params: Params, text: np.ndarray) -> Arrays:
     """What acting reads."""
-    dtype = config.train.dtype
-    par = {name: tree for name, tree in params.items() if name not in ("frame_encoder", "frame_head")}
-    vae = {name: tree for name, tree in vae.items() if name not in DECODER}
-    whole = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), {"par": par, "vae": vae})
+    whole = jax.tree.map(lambda leaf: jnp.asarray(leaf, config.train.dtype), params)
     return flatten(whole) | {"text": jnp.asarray(text)}
 
 

@@ -115,7 +115,8 @@ class Looker:
         self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), {"par": par, "vae": vae})
         make_par = Functional(lambda rngs: PAR(config, rngs=rngs))
         make_vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
-        self._text = jnp.asarray(instruction_tokens(config.text, meta["instruction"], folder))
+        told = zip(meta["tasks"], meta["instructions"], strict=True)
+        self._texts = {task: jnp.asarray(instruction_tokens(config.text, words, folder)) for task, words in told}
         self._scale = lambda actions: scale_actions(actions, statistics["low"], statistics["high"])
 
         def encode(params: dict, picture: jax.Array) -> jax.Array:
@@ -135,7 +136,7 @@ class Looker:
         """Pictures uint8 [P, h, w, 3] as the frame VAE alone gives them back: the best that a prediction could be."""
         return np.stack([np.asarray(self._again(self._params, picture)) for picture in pictures])
 
-    def maps(self, recording: Recording, packages: int) -> AttentionMaps:
+    def maps(self, recording: Recording, task: str, packages: int) -> AttentionMaps:
         """Of a recording's first looks; of `packages` of them, whose last ones are made up where it has fewer.
 
         Raises:
@@ -149,11 +150,11 @@ class Looker:
         led = np.concatenate([np.zeros_like(recording.actions[:1]), self._scale(recording.actions)])
         # Nothing sees what comes later: repeated at the end, packages change nothing, and one program serves all.
         fill = np.minimum(np.arange(packages), count - 1)
-        return self._maps(self._params, latents[fill], led[fill], self._text)
+        return self._maps(self._params, latents[fill], led[fill], self._texts[task])
 
-    def __call__(self, recording: Recording, packages: int = 8) -> Look:
+    def __call__(self, recording: Recording, task: str, packages: int = 8) -> Look:
         """Where the actions of a recording's first `packages` looks, or fewer, look; raises what `maps` does."""
-        made = self.maps(recording, packages)
+        made = self.maps(recording, task, packages)
         count = min(packages, len(recording.looks))
         m, grid = self.config.model, self.config.latent_size
         frame, text = self.config.frame_tokens, self.config.text.tokens

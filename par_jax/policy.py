@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from par_jax import sampling
-from par_jax.checkpoint import load_params
 from par_jax.config import Config
 from par_jax.data.pictures import crop, to_unit
 from par_jax.language import instruction_tokens
 from par_jax.model.par import PAR
-from par_jax.model.vae import VAE
+from par_jax.model.vae import DECODER, VAE
 from par_jax.nn.conv import pictures_only
 from par_jax.nn.functional import Functional
 from par_jax.nn.stack import unstacked
 from par_jax.normalise import centre_and_half
+from par_jax.release import load_policy
 from par_jax.types import KVCache
 
 
@@ -40,7 +40,7 @@ class PhysicalStep:
     """The step from pictures to actions, as pure functions over `{"par": ..., "vae": ...}` for B robots.
 
     They are not compiled yet: the caller jits them, donates the cache, shards or exports. The parameters may be
-    `prepared`.
+    `prepared`; `predict` alone needs the VAE's decoder.
 
     Args:
       config: of the policy, its `vae` as trained.
@@ -49,6 +49,7 @@ class PhysicalStep:
     def __init__(self, config: Config):
         self._par = Functional(lambda rngs: PAR(config, rngs=rngs))
         self._vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
+        self._eye = Functional(lambda rngs: VAE(config.vae, decodes=False, rngs=rngs))
 
     def start(self, params: dict, text: jax.Array) -> KVCache:
         """The cache before the first observation: text [B, K_text] ids or [B, K_text, dim] embeddings."""
@@ -73,7 +74,8 @@ class PhysicalStep:
         """
         model = self._par.bind(params["par"])
         dtype = _dtype(params)
-        latents = self._vae.bind(params["vae"]).encode_frames(to_unit(pictures).astype(dtype))
+        eye = {name: tree for name, tree in params["vae"].items() if name not in DECODER}
+        latents = self._eye.bind(eye).encode_frames(to_unit(pictures).astype(dtype))
         cache, actions, ahead, z_o = sampling.act(model, cache, latents, executed.astype(dtype), keys)
         return cache, actions.astype(jnp.float32), ahead.astype(jnp.float32), z_o
 
@@ -118,7 +120,7 @@ class Policy:
     Args:
       config: of the policy, its `vae` as trained; it computes in `train.dtype`.
       params: of `PAR`, nested dicts of arrays.
-      vae: of `VAE`, likewise.
+      vae: of `VAE`, likewise; the decoder's only where frames are predicted.
       statistics: `low` and `high` of the actions, as `par_jax.data.episodes.statistics` gives them.
       step: of training, for the record.
       folder: of the run, which holds the instruction's embeddings where a language model reads it.
@@ -149,18 +151,17 @@ class Policy:
 
     @classmethod
     def load(cls, checkpoint: Path | str, adjust: Callable[[Config], Config] = lambda config: config) -> "Policy":
-        """The policy of a trained run's folder, with its averaged (EMA) parameters.
+        """The policy of a trained run's folder, with its averaged (EMA) parameters, or of a released one.
 
         Args:
-          checkpoint: the run's folder.
+          checkpoint: the folder.
           adjust: changes how it samples or computes.
 
         Raises:
-          UserError: there is no whole checkpoint of a policy and its VAE in it.
+          UserError: there is no whole policy in it.
         """
-        config, meta, params = load_params(checkpoint)
-        _, _, vae = load_params(Path(checkpoint) / "vae")
-        return cls(adjust(config), params, vae, meta["statistics"], meta["step"], checkpoint)
+        config, meta, params = load_policy(checkpoint)
+        return cls(adjust(config), params["par"], params["vae"], meta["statistics"], meta["step"], checkpoint)
 
     def init(self, key: jax.Array, instruction: str) -> Carry:
         """The carry at the start of an episode."""

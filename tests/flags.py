@@ -9,13 +9,12 @@ _UNSET = ("lookahead", "lora_rank", "lora_alpha", "lora_targets", "cameras", "sc
 MODEL_FLAGS = {"preset": "tiny", "variant": "full", **dict.fromkeys(_UNSET)}
 
 ROLLOUT_FLAGS = {
-    "protocol": "rdt",
     "seed": 0,
     "workers": 2,
     "videos": 1,
     "overwrite": False,
     "device": "auto",
-    **dict.fromkeys(("out", "episodes", "dtype", "sampler", "action_steps")),
+    **dict.fromkeys(("out", "protocol", "episodes", "dtype", "sampler", "action_steps")),
 }
 
 _OF_A_STAGE = ("steps", "batch", "accumulate", "learning_rate", "dtype", "remat", "packages", "action_noise", *SHARES)

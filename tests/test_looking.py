@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("hasty")
 
 _META = {
     "stage": "policy",
-    "task": "pushcube",
-    "instruction": "Push the cube.",
+    "tasks": ["pickcube", "pushcube"],
+    "instructions": ["Pick the cube.", "Push the cube."],
     "config": to_dict(SMALL),
     "statistics": {"low": [-2.0] * 8, "high": [4.0] * 8},
 }
@@ -44,7 +44,7 @@ def film(run, tmp_path_factory):
     policy = Policy.load(run)
     pictures = np.random.default_rng(0).integers(0, 256, (6, *SMALL.picture.size, 3), np.uint8)
     film = Film("", [policy.view(picture) for picture in pictures])
-    carry = policy.init(jax.random.key(3), _META["instruction"])
+    carry = policy.init(jax.random.key(3), _META["instructions"][1])
     for step, picture in enumerate(pictures[:5]):
         carry, actions, _ = policy.act(carry, picture)
         film.look(step, np.asarray(actions), np.full((32, 32), step % 4, np.uint8))
@@ -57,10 +57,10 @@ def test_the_maps_are_of_the_model_that_acted(run, film):
     """Outputs computed again from the recording are those of the cached steps."""
     looker, policy = Looker(run), Policy.load(run)
     par, vae = Functional(lambda rngs: PAR(SMALL, rngs=rngs)), Functional(lambda rngs: VAE(SMALL.vae, rngs=rngs))
-    text = instruction_tokens(SMALL.text, _META["instruction"], run)
+    text = instruction_tokens(SMALL.text, _META["instructions"][1], run)
     cache = sampling.start(par.bind(policy.params["par"]), text[None])
     executed = jnp.zeros((1, *film.actions.shape[1:]))
-    outputs = looker.maps(film, 8).z
+    outputs = looker.maps(film, "pushcube", 8).z
     assert outputs.shape[0] == 8
     for n in range(5):
         latents = vae.bind(policy.params["vae"]).encode_frames(to_unit(film.at(film.looks[n : n + 1])))
@@ -71,7 +71,7 @@ def test_the_maps_are_of_the_model_that_acted(run, film):
 
 
 def test_a_look_is_cut_to_what_there_was(run, film):
-    look = Looker(run)(film)
+    look = Looker(run)(film, "pushcube")
     assert look.pictures.shape == (5, 32, 32, 3) and look.segments[:, 0, 0].tolist() == [0, 1, 2, 3, 0]
     for reading in READINGS:
         np.testing.assert_allclose(look.tokens[reading].sum(-1), 1, rtol=1e-4)
@@ -118,6 +118,6 @@ def test_a_policy_without_attention_is_refused(tmp_path, run, film):
     make_run(tmp_path / "run", lambda rngs: PAR(config, rngs=rngs), _META | {"config": to_dict(config)})
     (tmp_path / "run" / "vae").symlink_to(run / "vae")
     with pytest.raises(UserError, match="no transformer"):
-        Looker(tmp_path / "run")(film)
+        Looker(tmp_path / "run")(film, "pushcube")
     with pytest.raises(UserError, match="holds no checkpoint"):
         looking.Looker(tmp_path)

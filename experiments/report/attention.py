@@ -40,7 +40,7 @@ def attention(page: Page, runs: list[Run], lookers: dict[str, Looker], most: int
                 page.say(f"{name(rollouts)} has no recordings: experiments.rollout makes them where it films.")
                 continue
             try:
-                looks = [lookers[run.key](film) for film in rollouts.films]
+                looks = [lookers[run.key](film, rollouts.summary["task"]) for film in rollouts.films]
             except UserError as error:
                 page.say(f"{name(rollouts)}: {error}.")
                 break

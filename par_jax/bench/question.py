@@ -16,7 +16,7 @@ class Question:
 
     Attributes:
       config: of the model, its `train` as it shall be timed.
-      checkpoint: a run's folder whose weights and configuration are taken instead, or None.
+      checkpoint: a run's folder, or a released one, whose weights and configuration are taken instead, or None.
       batch: robots.
       dtype: of acting.
       peer: whether PyTorch is timed beside it.

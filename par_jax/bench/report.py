@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from par_jax import lora
-from par_jax.bench import subject as acting
+from par_jax.acting import acting, acting_params
 from par_jax.bench import timing, training
 from par_jax.bench.hardware import Peaks
 from par_jax.bench.question import Question, compared, indented, say, times
-from par_jax.bench.subject import FRAME, PARTS, WHOLE, Subject
-from par_jax.checkpoint import load_params
+from par_jax.bench.subject import FRAME, PARTS, WHOLE, Subject, models, random_params
 from par_jax.config import Config
 from par_jax.costs import costs
+from par_jax.errors import UserError
 from par_jax.nn.functional import Params
+from par_jax.release import load_policy
 
 # The episode whose first and last steps are compared.
 EPISODE = 200
@@ -26,8 +26,7 @@ def run(question: Question, peaks: Peaks) -> dict[str, Any]:
     """Measures, and prints as it goes. Returns all numbers, JSON-able."""
     config, weights = question.config, None
     if question.checkpoint is not None:
-        config, _, par = load_params(question.checkpoint)
-        weights = {"par": par, "vae": load_params(question.checkpoint / "vae")[2]}
+        config, _, weights = load_policy(question.checkpoint)
         config = dataclasses.replace(config, train=question.config.train)
     say(f"\n{config.name}, batch {question.batch}, {question.dtype}")
     say(f"  peaks: {peaks.flops / 1e12:.3g} TFLOP/s, {peaks.bandwidth / 1e9:.4g} GB/s ({peaks.source})")
@@ -45,14 +44,14 @@ def run(question: Question, peaks: Peaks) -> dict[str, Any]:
 
 
 def _acting(question: Question, weights: Params | None, peaks: Peaks) -> dict[str, Any]:
-    config = acting.acting(question.config, question.frames)
+    config = acting(question.config, question.frames)
+    if question.frames and not config.model.predict_frames:
+        raise UserError("this model predicts no frames: leave out --frames")
     if weights is None:
-        par, vae = acting.models(config)
-        weights = {"par": acting.random_params(par), "vae": acting.random_params(vae, 1)}
+        par, vae = models(config)
+        weights = {"par": random_params(par), "vae": random_params(vae, 1)}
     else:
-        plain = lora.merge(weights["par"], question.config.lora) if question.config.lora.rank else weights["par"]
-        kept = set(jax.eval_shape(acting.models(config)[0].init, jax.random.key(0)))
-        weights = {"par": {name: tree for name, tree in plain.items() if name in kept}, "vae": weights["vae"]}
+        weights = acting_params(question.config, weights, question.frames)
     subject = Subject(config, weights, question.batch, question.dtype)
     counted = costs(config, question.batch, jnp.dtype(question.dtype).itemsize)
     work = subject.work(counted.step_flops) | {FRAME: (float(counted.frame_flops), 0.0)}

@@ -12,6 +12,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from par_jax.acting import acting
 from par_jax.bench import subject, training
 from par_jax.bench.compiling import compiled, memory
 from par_jax.bench.question import gib, indented, say
@@ -86,7 +87,7 @@ def acting_step(
     config: Config, batch: int, dtype: str, there: Callable[[Any], Any] = lambda tree: tree
 ) -> dict[str, Any]:
     """Seconds that tracing and compiling the acting step take, and its memory; `there` says where its arrays lie."""
-    config = subject.acting(config)
+    config = acting(config)
     params, rest = there(subject.abstract(config, batch, dtype))
     program, seconds = compiled(jax.jit(PhysicalStep(config).act, donate_argnums=1), params, *rest)
     return {"compile_s": seconds, "memory": memory(program)}

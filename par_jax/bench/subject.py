@@ -23,12 +23,6 @@ PARTS = ("frame encoding", "transformer", "action head")
 WHOLE, FRAME = "whole step", "frame prediction"
 
 
-def acting(config: Config, frames: bool = False) -> Config:
-    """The model that acts: adapters merged, and what predicts frames only where it is asked for."""
-    model = dataclasses.replace(config.model, predict_frames=frames and config.model.predict_frames)
-    return dataclasses.replace(config, model=model, lora=dataclasses.replace(config.lora, rank=0))
-
-
 def random_params(module: Functional, seed: int = 0) -> Params:
     """Weights of a trained model's size, float32 on the host: no zeros, behind which nothing would be compared.
 
@@ -63,8 +57,10 @@ def abstract(config: Config, batch: int, dtype: str) -> tuple[Params, tuple]:
 
 
 def models(config: Config) -> tuple[Functional, Functional]:
-    """PAR and its frame VAE."""
-    return Functional(lambda rngs: PAR(config, rngs=rngs)), Functional(lambda rngs: VAE(config.vae, rngs=rngs))
+    """PAR and its frame VAE, which decodes where frames are predicted."""
+    decodes = config.model.predict_frames
+    vae = Functional(lambda rngs: VAE(config.vae, decodes=decodes, rngs=rngs))
+    return Functional(lambda rngs: PAR(config, rngs=rngs)), vae
 
 
 def inputs(config: Config, batch: int, dtype: str, array: Any = np) -> tuple[Any, ...]:
@@ -85,7 +81,7 @@ class Subject:
     """The jitted step of `batch` robots, its parts, and one cache that goes from call to call.
 
     Args:
-      config: as `acting` gives it.
+      config: as `par_jax.acting.acting` gives it.
       params: `{"par": ..., "vae": ...}`, float32.
       batch: robots.
       dtype: of weights, cache and computation.

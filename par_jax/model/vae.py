@@ -20,6 +20,8 @@ from par_jax.nn.layers import patchify, unpatchify
 # Long clips pass in pieces that share one frame (one latent) with the piece before.
 FRAMES_A_PIECE = 17
 LATENTS_A_PIECE = 5
+# Parts that make pictures of latents: a policy that predicts no frames has no use for them.
+DECODER = ("decoder", "post_quant_conv")
 
 
 class Dense(nnx.Module):
@@ -254,8 +256,13 @@ class VAE(nnx.Module):
     whole piece are dropped, as NOVA drops them, where the clip is longer than one piece.
     """
 
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VAEConfig, *, decodes: bool = True, rngs: nnx.Rngs):
         """Draws the parameters, all float32.
+
+        Args:
+          config: of both halves.
+          decodes: whether the parts that `DECODER` names are there.
+          rngs: `params` is drawn from.
 
         Raises:
           ValueError: block types and widths differ in number, or a width is no multiple of the groups.
@@ -275,7 +282,7 @@ class VAE(nnx.Module):
         channels = config.latent_channels
         volumetric = is_volumetric(config.up_block_types[-1])
         self.encoder = Encoder(config, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs) if decodes else None
         self.quant_conv = (
             Conv(2 * channels, 2 * channels, 1, volumetric=volumetric, rngs=rngs) if config.use_quant_conv else None
         )
@@ -283,7 +290,9 @@ class VAE(nnx.Module):
             # Latents are drawn with a small deviation at first, so that the decoder has something to learn from.
             self.quant_conv.bias[...] = jnp.repeat(jnp.asarray([0.0, -4.0]), channels)
         self.post_quant_conv = (
-            Conv(channels, channels, 1, volumetric=volumetric, rngs=rngs) if config.use_post_quant_conv else None
+            Conv(channels, channels, 1, volumetric=volumetric, rngs=rngs)
+            if decodes and config.use_post_quant_conv
+            else None
         )
 
     def moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -344,6 +353,7 @@ class VAE(nnx.Module):
         return z * (1 / self.config.scaling_factor) + self.config.shift_factor
 
     def _decode_piece(self, z: jax.Array) -> jax.Array:
+        assert self.decoder is not None
         x = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
         return _unfold(x, self.config.patch)
 

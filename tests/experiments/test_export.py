@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.run_exported import ExportedPolicy
-from par_jax import export, runs
-from par_jax.config import LoRAConfig
+from par_jax import export, release, runs
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
@@ -72,9 +71,14 @@ def test_it_says_what_it_is(exported):
     assert {path.name for path in exported.iterdir()} == {export.START, export.STEP, export.WEIGHTS, export.ABOUT}
 
 
-def test_acting_drops_adapters_and_frames():
-    config = export.acting(dataclasses.replace(CONFIG, lora=LoRAConfig(rank=2)))
-    assert config.lora.rank == 0 and not config.model.predict_frames
+def test_a_released_policy_is_exported_too(checkpoint, tmp_path):
+    release.release(checkpoint, tmp_path / "small")
+    export.export(tmp_path / "small", tmp_path / "out", 1, ("cpu",), lambda config: config)
+    picture = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3), np.uint8)
+    policy, alone = ExportedPolicy(tmp_path / "out"), Policy.load(tmp_path / "small")
+    policy.reset(seed=5)
+    carry = alone.init(jax.random.split(jax.random.key(5), 1)[0], policy.about["instruction"])
+    np.testing.assert_allclose(policy.act(picture)[0], alone.act(carry, picture[0])[1], rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_told(checkpoint, exported, tmp_path):

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("hasty")
 
 _META = {
     "stage": "policy",
-    "task": "pushcube",
-    "instruction": "Push the cube.",
+    "tasks": ["pushcube"],
+    "instructions": ["Push the cube."],
     "config": to_dict(SMALL),
     "statistics": {"low": [-1.0] * 8, "high": [1.0] * 8},
 }

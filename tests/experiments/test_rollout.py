@@ -108,7 +108,7 @@ def command(tmp_path, monkeypatch):
         values = SimpleNamespace(**defaults | flags)
         monkeypatch.setattr(rollout, "FLAGS", values)
         rollout.main()
-        return Path(values.out or run / values.protocol)
+        return Path(values.out or run / "rdt")
 
     call.pools = pools
     call.run = run
@@ -233,6 +233,46 @@ def test_a_checkpoint_that_does_not_fit_is_refused(command, change, message):
     (command.run / "config.json").write_text(json.dumps(_META | change))
     with pytest.raises(UserError, match=message):
         command()
+
+
+def _released(folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(_META | {"released": {"checksum": 0}}))
+
+
+def test_without_a_run_the_shipped_checkpoint_gives_a_quick_look(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rollout, "SHIPPED", tmp_path / "repository" / "checkpoints")
+    short = dataclasses.replace(evaluation.PROTOCOLS["rdt"], episodes=7)
+    monkeypatch.setitem(evaluation.PROTOCOLS, "rdt", short)
+    asked = {"checkpoint": None, "out": None, "episodes": None}
+    with pytest.raises(UserError, match="runs/pushcube holds no checkpoint"):
+        command(**asked)
+    _released(tmp_path / "repository" / "checkpoints" / "pushcube")
+    command(**asked)
+    out = tmp_path / "runs" / "pushcube-shipped" / "rdt"
+    assert len(_rows(out)) == 5
+    said = capsys.readouterr().out
+    assert "checkpoints/pushcube, which is shipped (runs/pushcube holds no run)" in said
+    assert "asks for 7 rollouts; --episodes=7 goes on" in said
+    command(**asked | {"protocol": "rdt"})
+    assert len(_rows(out)) == 7
+    assert [path.name for path in (tmp_path / "repository" / "checkpoints" / "pushcube").iterdir()] == ["config.json"]
+
+
+def test_a_run_comes_before_what_is_shipped(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rollout, "SHIPPED", tmp_path / "checkpoints")
+    _released(tmp_path / "checkpoints" / "pushcube")
+    (tmp_path / "runs").mkdir()
+    command.run.rename(tmp_path / "runs" / "pushcube")
+    command(checkpoint=None, out=None, episodes=2)
+    assert "checkpoint: runs/pushcube\n" in capsys.readouterr().out
+    assert len(_rows(tmp_path / "runs" / "pushcube" / "rdt")) == 2
+
+
+def test_what_is_shipped_is_found_beside_the_package():
+    assert Path(__file__).resolve().parents[2] / "checkpoints" == rollout.SHIPPED
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="this machine has a GPU")

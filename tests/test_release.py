@@ -1,0 +1,155 @@
+"""Released policies: small, whole, refused where they are damaged, and acting as the run that they come from."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from par_jax import beginning, release, runs
+from par_jax.acting import acting, acting_params
+from par_jax.checkpoint import flatten, load_params
+from par_jax.config import PHYSGEN, TINY, LoRAConfig
+from par_jax.errors import UserError
+from par_jax.model.par import PAR
+from par_jax.model.vae import DECODER, VAE
+from par_jax.nn.functional import Functional
+from par_jax.policy import Policy
+from par_jax.tasks import get_task
+from tests.demos import SIZE, SMALL, make_demos, make_run
+
+CONFIG = dataclasses.replace(SMALL, lora=LoRAConfig(rank=2))
+pytestmark = pytest.mark.usefixtures("hasty")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with made-up parameters, adapters among them."""
+    base = tmp_path_factory.mktemp("release")
+    run = runs.Run("pushcube", CONFIG, make_demos(base / "data"), base / "run")
+    meta = run.meta("vae", run.episodes()) | {"complete": True}
+    make_run(run.workdir / "vae", lambda rngs: VAE(CONFIG.vae, rngs=rngs), meta)
+    make_run(run.workdir, lambda rngs: PAR(CONFIG, rngs=rngs), run.meta("policy", run.episodes()))
+    make_run(run.workdir / "base", lambda rngs: PAR(SMALL, rngs=rngs), run.meta("base", run.episodes()))
+    return run
+
+
+@pytest.fixture(scope="module")
+def released(run):
+    release.release(run.workdir, run.workdir.parent / "small")
+    release.release(run.workdir, run.workdir.parent / "framed", frames=True)
+    return run.workdir.parent
+
+
+def _act(folder, predict=False):
+    policy = Policy.load(folder)
+    carry = policy.init(jax.random.key(0), get_task("pushcube").instruction)
+    picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
+    _, actions, info = policy.act(carry, picture, predict)
+    return np.asarray(actions), info.predicted
+
+
+def test_it_acts_as_the_run_does_but_for_rounding(run, released):
+    (wanted, frame), (small, none), (framed, shown) = (
+        _act(folder, predict=True) for folder in (run.workdir, released / "small", released / "framed")
+    )
+    np.testing.assert_allclose(small, wanted, atol=0.05)
+    np.testing.assert_array_equal(small, framed)
+    assert not np.array_equal(small, wanted)
+    assert none is None and np.abs(shown.astype(int) - frame.astype(int)).mean() < 8
+
+
+def test_it_holds_what_acting_needs_in_bfloat16_and_computes_in_float32(run, released):
+    config, meta, params = release.load_policy(released / "small")
+    assert config == acting(CONFIG) and config.lora.rank == 0 and meta["step"] == 1
+    assert set(meta["dataset"]) == {"control_mode", "picture_size", "cameras"}
+    assert not set(params["par"]) & {"frame_encoder", "frame_head"} and not set(params["vae"]) & set(DECODER)
+    whole = flatten(acting_params(CONFIG, release.load_policy(run.workdir)[2]))
+    assert flatten(params).keys() == whole.keys()
+    for name, leaf in flatten(params).items():
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, np.asarray(whole[name], jnp.bfloat16).astype(np.float32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(Policy.load(released / "small").params)} == {jnp.dtype("float32")}
+    size = (released / "small" / release.WEIGHTS).stat().st_size
+    assert 2 * sum(leaf.size for leaf in whole.values()) < size < 2.2 * sum(leaf.size for leaf in whole.values())
+
+
+def _bytes(config, frames=False):
+    par, vae = Functional(lambda rngs: PAR(config, rngs=rngs)), Functional(lambda rngs: VAE(config.vae, rngs=rngs))
+    shapes = {name: jax.eval_shape(module.init, jax.random.key(0)) for name, module in (("par", par), ("vae", vae))}
+    return 2 * sum(leaf.size for leaf in jax.tree.leaves(acting_params(config, shapes, frames)))
+
+
+def test_the_tiny_preset_fits_a_repository():
+    assert 9 * 2**20 < _bytes(TINY) < 12 * 2**20
+    assert _bytes(TINY, frames=True) > 1.5 * _bytes(TINY)
+
+
+def test_the_acting_model_has_no_adapters_and_frames_only_where_they_are_asked_for_and_learned():
+    assert acting(PHYSGEN).lora.rank == 0 and not acting(PHYSGEN).model.predict_frames
+    assert acting(PHYSGEN, frames=True).model.predict_frames
+    blind = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, predict_frames=False))
+    assert not acting(blind, frames=True).model.predict_frames
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (lambda folder: (folder / release.WEIGHTS).unlink(), "weights.safetensors is missing: the folder is not whole"),
+        (lambda folder: (folder / "config.json").unlink(), "holds no checkpoint: .*config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text('{"config"'), "config.json is damaged"),
+        (lambda folder: _cut(folder / release.WEIGHTS, 0), "weights.safetensors is damaged"),
+        (lambda folder: _cut(folder / release.WEIGHTS, 100), "weights.safetensors is damaged"),
+        (lambda folder: _cut(folder / release.WEIGHTS, -2), "weights.safetensors is damaged"),
+        (lambda folder: _flip(folder / release.WEIGHTS), "weights.safetensors is damaged .its checksum is wrong"),
+        (lambda folder: _rename(folder / "config.json"), "does not fit this version of par_jax"),
+    ],
+)
+def test_damage_is_one_sentence(released, tmp_path, harm, sentence):
+    folder = shutil.copytree(released / "small", tmp_path / "hurt")
+    harm(folder)
+    with pytest.raises(UserError, match=sentence) as error:
+        Policy.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def _cut(path, end):
+    path.write_bytes(path.read_bytes()[:end])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _rename(path):
+    meta = json.loads(path.read_text())
+    meta["config"]["model"]["breadth"] = meta["config"]["model"].pop("width")
+    path.write_text(json.dumps(meta))
+
+
+def test_what_cannot_be_released_or_trained_on_is_told(run, released, tmp_path):
+    with pytest.raises(UserError, match="is not empty: name another --out"):
+        release.release(run.workdir, released / "small")
+    with pytest.raises(UserError, match="holds a vae, not a policy"):
+        release.release(run.workdir / "vae", tmp_path / "out")
+    with pytest.raises(UserError, match="is released already"):
+        release.release(released / "small", tmp_path / "out")
+    with pytest.raises(UserError, match="holds a released policy, which acts"):
+        load_params(released / "small")
+    with pytest.raises(UserError, match="holds a released policy, which acts"):
+        beginning.adopt(dataclasses.replace(run, init=released / "small", workdir=tmp_path / "next"))
+    blind = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, predict_frames=False))
+    make_run(
+        tmp_path / "run",
+        lambda rngs: PAR(blind, rngs=rngs),
+        dataclasses.replace(run, config=blind).meta("policy", run.episodes()),
+    )
+    shutil.copytree(run.workdir / "vae", tmp_path / "run" / "vae")
+    with pytest.raises(UserError, match="was trained without predicting frames: leave out --frames"):
+        release.release(tmp_path / "run", tmp_path / "out", frames=True)
+    assert not (tmp_path / "out").exists()
