@@ -236,7 +236,8 @@ def main() -> None:
     settings = _settings(policy, FLAGS.task, protocol, max_steps, meta)
     # A released folder stays as it is.
     home = Path("runs") / f"{folder.resolve().name}-shipped" if released else folder
-    out = Path(FLAGS.out or home / protocol.name)
+    of_several = f"-{FLAGS.task}" if len(meta["tasks"]) > 1 else ""
+    out = Path(FLAGS.out or home / f"{protocol.name}{of_several}")
     try:
         results = Results(out, settings, FLAGS.overwrite)
         if missing := results.missing(trials):

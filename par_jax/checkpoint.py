@@ -26,6 +26,8 @@ from par_jax import processes
 from par_jax.errors import UserError
 
 Tree = Any
+# Sub-folder of a run with its best checkpoint, see `par_jax.best`.
+BEST = "best"
 # What only the `config.json` of a released policy has, see `par_jax.release`.
 RELEASED = "released"
 
@@ -398,7 +400,7 @@ def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = Non
 
     Args:
       workdir: the run's folder.
-      kind: "ema" or "params".
+      kind: "ema", the best that validation has seen, or the last where it has seen none; or "params", the last.
       preset: refuse a run of another preset.
 
     Returns:
@@ -417,7 +419,8 @@ def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = Non
         raise UserError(
             f"{workdir} was trained with preset {config.name!r}, not {preset!r}: give --preset={config.name}"
         )
-    found = _latest(workdir.absolute() / "checkpoints", f"{kind}/")
+    found = _latest(workdir.absolute() / BEST / "checkpoints", f"{kind}/") if kind == "ema" else None
+    found = found or _latest(workdir.absolute() / "checkpoints", f"{kind}/")
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint yet: let its training run reach its first one")
     step, arrays, _ = found

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from par_jax import config as config_lib
 from par_jax import lora, processes, sharding
 from par_jax.beginning import begin, state_shapes
+from par_jax.best import keep_best
 from par_jax.checkpoint import claim, load_params, write_json
 from par_jax.config import VAEConfig
 from par_jax.data.episodes import statistics
@@ -39,7 +40,7 @@ CHANGEABLE = ("config.vae_train", "config.train.remat")
 ADAPTERS = "adapters.safetensors"
 # What is trained, for people.
 NAMES = {"policy": "policy", "video": "video model"}
-VALIDATION_BATCHES = 2
+VALIDATION_BATCHES = 4
 MEASURED_PICTURES = 512
 
 
@@ -136,7 +137,10 @@ def train_policy(run: Run) -> Result:
             value, parts = losses(params, batch, key)
             judged = errors(params, batch, key) if config.model.predict_actions else {}
             lines.append({"loss": value, **parts, **judged})
-        return {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
+        means = {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
+        if config.model.predict_actions:
+            keep_best(run.workdir, int(state.step), state.ema, means)
+        return means
 
     _announce(NAMES[stage], run, len(ids), len(held_out), par, train.steps)
     result = run.fit(

@@ -15,7 +15,7 @@ _LAYERS = (
     {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation", "quality"},
     {"video", "versions", "tokenizer", "processes"},
     {"nn", "checkpoint", "recording"},
-    {"data", "results", "sharding", "pretrained", "initialise", "lora", "schedulers", "guidance"},
+    {"best", "data", "results", "sharding", "pretrained", "initialise", "lora", "schedulers", "guidance"},
     {"model", "sim", "rollout"},
     {"sets", "losses_vae", "language", "acting"},
     {"sampling", "generation", "arithmetic", "release"},
