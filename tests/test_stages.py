@@ -19,6 +19,8 @@ from par_jax.runs import Run
 from par_jax.train import make_train_step
 from tests.demos import SMALL, TWO_CAMERAS, make_demos
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 
 def make_vae(folder, value, complete=True, stage="vae"):
     """A VAE's folder as training leaves it, with made-up parameters."""
