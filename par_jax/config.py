@@ -137,6 +137,7 @@ class ModelConfig:
       predict_frames: False leaves out the frame encoder and its head, and with them the frame loss.
       lookahead: chunks that are denoised together; the first is executed, the others condition the next step's
         prediction (PhysGen's L-MTP).
+      see_actions: False puts begin-of-action tokens in the place of every executed chunk.
       action_head: "dit" for diffusion, "mlp" for regression, "bins" for a classification of quantised actions.
       bins: quanta of an action's range, for "bins".
     """
@@ -164,6 +165,7 @@ class ModelConfig:
     transformer: bool = True
     predict_frames: bool = True
     lookahead: int = 1
+    see_actions: bool = True
     action_head: str = "dit"
     bins: int = 256
 
