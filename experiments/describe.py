@@ -39,14 +39,15 @@ def main() -> None:
 
 def record(config: Config, found: Costs) -> dict[str, Any]:
     """The numbers, JSON-able."""
-    asked = {"preset": config.name, "variant": FLAGS.variant, "batch": FLAGS.batch, "dtype": FLAGS.dtype}
-    return asked | found.__dict__
+    names = {name: getattr(FLAGS, name) for name in ("policy", "variant", "batch", "dtype")}
+    return {"preset": config.name} | names | found.__dict__
 
 
 def table(config: Config, found: Costs) -> str:
     """The numbers for people."""
+    policy = "" if FLAGS.policy == "par" else f", policy {FLAGS.policy}"
     variant = "" if FLAGS.variant == "full" else f", variant {FLAGS.variant}"
-    lines = [f"preset {config.name}{variant}", "", "parameters"]
+    lines = [f"preset {config.name}{policy}{variant}", "", "parameters"]
     lines += [f"  {name:<28}{count / 1e6:>10.2f} M" for name, count in found.parameters.items()]
     lines += [f"  {'together':<28}{sum(found.parameters.values()) / 1e6:>10.2f} M"]
     lines += [f"  {name:<28}{count / 1e6:>10.2f} M" for name, count in found.beside.items()]

@@ -1,4 +1,4 @@
-"""Flags that change a preset's model: variants of the papers' ablations, look-ahead, adapters, cameras, sampling."""
+"""Flags that change a preset's model: baselines, the papers' ablations, look-ahead, adapters, cameras, sampling."""
 
 import dataclasses
 from typing import Any
@@ -15,6 +15,7 @@ from par_jax.variants import VARIANTS, vary
 def define_model_flags() -> None:
     """The flags of a model that is trained."""
     flags.DEFINE_string("preset", "tiny", f"One of {', '.join(PRESETS)}.")
+    flags.DEFINE_string("policy", "par", "par; bct, a BC-Transformer; or dp, a Diffusion Policy; of the same parts.")
     flags.DEFINE_string("variant", "full", f"An ablation of the papers: {', '.join(VARIANTS)}.")
     flags.DEFINE_integer("lookahead", None, "Chunks that are denoised together.", lower_bound=1)
     flags.DEFINE_integer("lora_rank", None, "Rank of the adapters; 0 trains all weights.", lower_bound=0)
@@ -40,7 +41,7 @@ def preset(values: Any) -> Config:
       values: the command's flags.
 
     Raises:
-      UserError: an unknown preset, variant, camera, schedule or sampler.
+      UserError: an unknown preset, policy, variant, camera, schedule or sampler.
     """
     if values.preset not in PRESETS:
         raise UserError(f"unknown preset {values.preset!r}: choose one of {', '.join(PRESETS)}")
@@ -49,7 +50,7 @@ def preset(values: Any) -> Config:
     config = _changed(config, "lora", rank=values.lora_rank, alpha=values.lora_alpha, targets=values.lora_targets)
     config = _changed(config, "picture", cameras=values.cameras and get_cameras(values.cameras))
     config = _changed(config, "diffusion", schedule=values.schedule)
-    return vary(sampled(config, values), values.variant)
+    return vary(sampled(config, values), values.variant, values.policy)
 
 
 def sampled(config: Config, values: Any) -> Config:

@@ -164,7 +164,7 @@ def _claim(workdir: Path, meta: dict, ignore: tuple[str, ...]) -> dict:
     found = read_meta(workdir)
     differing = [
         line
-        for line in config_lib.differences(found, meta)
+        for line in config_lib.differences({**found, "config": _completed(found["config"])}, meta)
         if not any(line.startswith((f"{name}.", f"{name}:")) for name in (*ignore, "versions"))
     ]
     if differing:
@@ -174,6 +174,14 @@ def _claim(workdir: Path, meta: dict, ignore: tuple[str, ...]) -> dict:
             "give the settings it was started with, or another --workdir"
         )
     return found
+
+
+def _completed(values: dict) -> dict:
+    """A configuration with the defaults of fields that are younger than it."""
+    try:
+        return config_lib.to_dict(config_lib.from_dict(values))
+    except TypeError:
+        return values
 
 
 @contextlib.contextmanager

@@ -138,6 +138,7 @@ class ModelConfig:
       predict_actions: False leaves out the action tokenizer and the action head: a model of videos.
       lookahead: chunks that are denoised together; the first is executed, the others condition the next step's
         prediction (PhysGen's L-MTP).
+      see_actions: False puts begin-of-action tokens in the place of every executed chunk.
       action_head: "dit" for diffusion, "mlp" for regression, "bins" for a classification of quantised actions.
       bins: quanta of an action's range, for "bins".
     """
@@ -166,6 +167,7 @@ class ModelConfig:
     predict_frames: bool = True
     predict_actions: bool = True
     lookahead: int = 1
+    see_actions: bool = True
     action_head: str = "dit"
     bins: int = 256
 

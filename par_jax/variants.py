@@ -1,4 +1,4 @@
-"""Both papers' ablations as changes of a configuration: what `--variant` means."""
+"""Both papers' ablations, and other policies, as changes of a configuration: what `--variant` and `--policy` mean."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,9 @@ from par_jax.config import Config
 from par_jax.errors import UserError
 
 # Name -> part of the configuration -> changes.
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+Table = dict[str, dict[str, dict[str, Any]]]
+
+VARIANTS: Table = {
     "full": {},
     # PAR's NoAR: the action head reads the embedded tokens; without a transformer there are no frames to predict.
     "no_transformer": {"model": {"transformer": False, "predict_frames": False, "lookahead": 1}, "lora": {"rank": 0}},
@@ -24,20 +26,36 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "from_scratch": {"": {"pretrained": False}, "lora": {"rank": 0}},
 }
 
+# What a policy without a video model's knowledge and without its aims is made of: it sees observations alone.
+_PLAIN: dict[str, dict[str, Any]] = {
+    "": {"pretrained": False},
+    "model": {"predict_frames": False, "see_actions": False, "lookahead": 1},
+    "lora": {"rank": 0},
+}
+# What PAR is compared with, made of its parts: the frozen frame VAE, the causal transformer and an action head.
+POLICIES: Table = {
+    "par": {},
+    # BC-Transformer (Mandlekar et al. 2021): regression from past observations.
+    "bct": {**_PLAIN, "model": {**_PLAIN["model"], "action_head": "mlp"}},
+    # Diffusion Policy, its transformer (Chi et al. 2023): diffusion from two observations.
+    "dp": {**_PLAIN, "model": {**_PLAIN["model"], "action_head": "dit", "context": 2}},
+}
 
 # What pretraining learns: frames after frames, without actions.
 VIDEO: dict[str, dict[str, Any]] = {"model": {"predict_actions": False, "lookahead": 1}, "lora": {"rank": 0}}
 
 
-def vary(config: Config, variant: str) -> Config:
-    """A configuration's ablation.
+def vary(config: Config, variant: str, policy: str = "par") -> Config:
+    """A configuration as another policy's, and then as an ablation of it.
 
     Raises:
-      UserError: there is no such variant.
+      UserError: there is no such policy or variant.
     """
-    if variant not in VARIANTS:
-        raise UserError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
-    return changed(config, VARIANTS[variant])
+    for kind, name, table in (("policy", policy, POLICIES), ("variant", variant, VARIANTS)):
+        if name not in table:
+            raise UserError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
+        config = changed(config, table[name])
+    return config
 
 
 def changed(config: Config, changes: dict[str, dict[str, Any]]) -> Config:

@@ -6,7 +6,7 @@ from experiments.training import SHARES
 from tests.demos import SMALL
 
 _UNSET = ("lookahead", "lora_rank", "lora_alpha", "lora_targets", "cameras", "schedule", "sampler", "action_steps")
-MODEL_FLAGS = {"preset": "tiny", "variant": "full", **dict.fromkeys(_UNSET)}
+MODEL_FLAGS = {"preset": "tiny", "policy": "par", "variant": "full", **dict.fromkeys(_UNSET)}
 
 ROLLOUT_FLAGS = {
     "seed": 0,

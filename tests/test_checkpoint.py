@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -182,6 +183,18 @@ def test_claim_names_what_differs(tmp_path):
     changed = {**meta, "task": "pickcube", "config": {**meta["config"], "name": "small"}}
     with pytest.raises(UserError, match="config.name: tiny != small; task: pushcube != pickcube"):
         claim(tmp_path, changed)
+
+
+def test_a_run_of_before_a_field_was_there_has_its_default(run):
+    meta = {"config": to_dict(TINY), "stage": "policy"}
+    old = json.loads(json.dumps(meta))
+    del old["config"]["model"]["see_actions"], old["config"]["model"]["lookahead"]
+    write_json(run / "config.json", old)
+    assert load_params(run)[0] == TINY
+    assert claim(run, meta) == old
+    blind = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, see_actions=False))
+    with pytest.raises(UserError, match="config.model.see_actions: True != False"):
+        claim(run, meta | {"config": to_dict(blind)})
 
 
 def test_full_disks_are_recognised_in_their_disguises():

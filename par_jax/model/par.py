@@ -89,7 +89,7 @@ class PAR(nnx.Module):
           [..., K_package, E].
         """
         m = self.config.model
-        if m.context == 1:  # every package stands alone, as an episode's first
+        if m.context == 1 or not m.see_actions:  # a package that stands alone is as an episode's first
             known = jnp.zeros_like(known)
         frame = self.patch_embed(patchify(latents, m.video_patch))
         if m.positions != "rotary":

@@ -1,4 +1,6 @@
-"""The models of both papers' ablations: they train, act step by step as in one pass, and lack what they shall lack."""
+"""The models of both papers' ablations and of the baselines: they train, act step by step as in one pass, and lack what
+they shall lack.
+"""
 
 import dataclasses
 
@@ -11,7 +13,7 @@ from par_jax import losses, sampling
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional
 from par_jax.types import Ahead
-from par_jax.variants import VARIANTS, vary
+from par_jax.variants import POLICIES, VARIANTS, vary
 from tests.model.conftest import SMALL, make_batch, random_params
 
 N = 3
@@ -19,12 +21,12 @@ N = 3
 pytestmark = pytest.mark.usefixtures("hasty")
 
 
-def _small(variant):
+def _small(name):
     base = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, lookahead=2, video_depth=1))
-    return vary(base, variant)
+    return vary(base, "full", name) if name in POLICIES else vary(base, name)
 
 
-@pytest.fixture(scope="module", params=sorted(set(VARIANTS) - {"full", "from_scratch"}))
+@pytest.fixture(scope="module", params=sorted({*VARIANTS, *POLICIES} - {"full", "from_scratch", "par"}))
 def made(request):
     config = _small(request.param)
     make = Functional(lambda rngs: PAR(config, rngs=rngs))
@@ -48,12 +50,13 @@ def test_every_parameter_learns_and_the_policy_acts(made):
     grads, metrics = jax.jit(
         jax.grad(lambda p: losses.policy_loss(make.bind(p), batch, jax.random.key(3)), has_aux=True)
     )(params)
-    assert ("frame_loss" in metrics) == (variant not in ("no_transformer", "no_frames"))
+    assert ("frame_loss" in metrics) == (variant not in ("no_transformer", "no_frames", "bct", "dp"))
     flat = jax.tree_util.tree_flatten_with_path(grads)[0]
     still = {jax.tree_util.keystr(path, simple=True, separator="/") for path, g in flat if not np.abs(g).sum() > 0}
-    # A package that stands alone begins with begin-of-action tokens.
-    blind = {name for name in still if name.startswith("action_tokenizer/p")}
-    assert still == (blind if variant == "no_history" else set()), still
+    # Where no executed actions are seen, all action tokens are begin-of-action tokens.
+    unseen = {name for name in still if name.startswith("action_tokenizer/p")}
+    assert still == (unseen if variant in ("no_history", "bct", "dp") else set()), still
+    assert bool(unseen) == bool(still)
     keys = jax.random.split(jax.random.key(0), 6)
 
     @jax.jit
@@ -64,6 +67,42 @@ def test_every_parameter_learns_and_the_policy_acts(made):
     _, actions, ahead, _ = act(params)
     assert actions.shape == (6, 4, 7) and np.isfinite(actions).all()
     assert ahead.shape[1] == (config.model.lookahead - 1) * 4
+
+
+@pytest.mark.parametrize(("name", "reach"), [("full", 3), ("bct", 3), ("dp", 2)])
+def test_baselines_see_observations_and_no_actions(name, reach):
+    """Which of the inputs the last of three packages depends on, by gradients; in one layer the window is the reach."""
+    config = _small(name)
+    make = Functional(lambda rngs: PAR(config, rngs=rngs))
+    params = random_params(make)
+    batch = dataclasses.replace(make_batch(config, n=N), has_past=jnp.ones(2, bool))
+
+    @jax.jit
+    @jax.grad
+    def slopes(inputs):
+        seen = dataclasses.replace(batch, latents=inputs[0], actions=inputs[1])
+        return jnp.sum(losses.encode(make.bind(params), seen, jnp.zeros(2, bool))[1][:, -1] ** 2)
+
+    latents, actions = (
+        np.abs(slope).sum((0, *range(2, slope.ndim))) for slope in slopes((batch.latents, batch.actions))
+    )
+    assert (latents[:N] > 0).tolist() == [N - i <= reach for i in range(N)]
+    assert (actions[:N] > 0).tolist() == [name == "full"] * N
+
+
+@pytest.mark.parametrize("name", ["bct", "dp"])
+def test_a_baseline_acts_the_same_whatever_was_executed(name):
+    config = _small(name)
+    make = Functional(lambda rngs: PAR(config, rngs=rngs))
+    params, batch, keys = random_params(make), make_batch(config, n=N), jax.random.split(jax.random.key(0), 2)
+
+    @jax.jit
+    def second(executed):
+        model = make.bind(params)
+        cache, *_ = sampling.act(model, sampling.start(model, batch.text), batch.latents[:, 0], executed, keys)
+        return sampling.act(model, cache, batch.latents[:, 1], executed, keys)[1]
+
+    np.testing.assert_array_equal(second(batch.actions[:, 0]), second(batch.actions[:, 1]))
 
 
 def test_one_package_alone_knows_no_past():

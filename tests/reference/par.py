@@ -228,7 +228,7 @@ def make(config, par, vae):
       ValueError: the configuration is one of those that this reference has not.
     """
     m, d = config.model, config.diffusion
-    if not m.transformer or m.action_head != "dit" or (d.schedule, d.chosen) != ("flow", "flow"):
+    if not m.transformer or not m.see_actions or m.action_head != "dit" or (d.schedule, d.chosen) != ("flow", "flow"):
         raise ValueError("the PyTorch reference has no ablations, and flow matching only")
     with torch.device("meta"):
         blank, encoder = Par(config), Encoder(config.vae)
