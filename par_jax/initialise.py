@@ -96,7 +96,5 @@ def summary(params: Any, report: Report) -> str:
         return sum(np.prod(leaves[name].shape) for name in names) / 1e6
 
     parts = sorted({name.split("/")[0] for name in report.new})
-    return (
-        f"{len(report.taken)} arrays, {millions(report.taken):.1f}M parameters, come from the checkpoint; "
-        f"new are {', '.join(parts)}: {millions(report.new):.1f}M"
-    )
+    new = f"new are {', '.join(parts)}: {millions(report.new):.1f}M" if parts else "none are new"
+    return f"{len(report.taken)} arrays, {millions(report.taken):.1f}M parameters, come from the checkpoint; {new}"
