@@ -133,6 +133,22 @@ def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[f
     return low, high
 
 
+def newcombe(first: tuple[int, int], second: tuple[int, int]) -> tuple[float, float]:
+    """95% interval of a difference of two independent proportions, first minus second, from their Wilson intervals.
+
+    Newcombe, Statistics in Medicine 17 (1998), 873-890, method 10: like Wilson's, honest at 0% and 100%.
+
+    Args:
+      first, second: successes and trials, as `wilson` takes them.
+
+    Returns:
+      Lower and upper end.
+    """
+    p, q = (successes / trials for successes, trials in (first, second))
+    (p_low, p_high), (q_low, q_high) = wilson(*first), wilson(*second)
+    return p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
+
+
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The statistics of finished rollouts.
 

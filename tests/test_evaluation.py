@@ -90,6 +90,23 @@ def test_wilson_refuses_impossible_counts(counts):
         evaluation.wilson(*counts)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998), 873-890, table II, method 10.
+    [
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+        ((6, 7), (2, 7), 0.0582, 0.8062),
+        ((5, 56), (0, 29), -0.0381, 0.1926),
+        ((0, 10), (0, 20), -0.1611, 0.2775),
+        ((10, 10), (0, 20), 0.6791, 1.0),
+    ],
+)
+def test_newcombe_gives_the_published_intervals(first, second, low, high):
+    assert evaluation.newcombe(first, second) == pytest.approx((low, high), abs=5e-5)
+    assert evaluation.newcombe(second, first) == pytest.approx((-high, -low), abs=5e-5)
+
+
 def test_the_summary_counts_and_pools_latencies():
     rows = [
         _row(1, True, latencies=(1.0, 3.0)),
