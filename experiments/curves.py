@@ -79,7 +79,7 @@ def draw(curves: dict[str, dict[str, np.ndarray]], title: str, path: Path) -> No
         if all((points[:, 1] > 0).all() for points in splits.values()):
             axis.set_yscale("log")
         axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, which="both")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False)
     figure.suptitle(title, fontsize=10)

@@ -55,7 +55,7 @@ def strip(film: Recording, columns: int = _COLUMNS) -> np.ndarray:
         apart = pictures.difference(film.predicted[n], seen) if came else np.full_like(seen, 255)
         rows[0].append((f"predicted, step {due}", film.predicted[n]))
         rows[1].append((f"executed, step {due}" if came else f"ended at step {last}", seen))
-        rows[2].append(("", apart))
+        rows[2].append(("apart" if n == 0 else "", apart))
     return pictures.sheet(rows)
 
 

@@ -231,8 +231,8 @@ def test_the_strip_is_aligned_in_time(tmp_path):
     recording.write(_film(20), tmp_path / "one.npz", Trial(0, 1), True)
     film = recording.read(tmp_path / "one.npz")
     drawn, tile = strip(film), 32 * 6
-    assert drawn.shape == (3 * (tile + 6) + 2 * 20 - 6, 3 * (tile + 6) - 6, 3)
-    rows = (20, 20 + tile + 6 + 20, 2 * (20 + tile + 6))
+    assert drawn.shape == (3 * (20 + tile + 6) - 6, 3 * (tile + 6) - 6, 3)
+    rows = [20 + row * (20 + tile + 6) for row in range(3)]
     for column in range(3):
         left = column * (tile + 6)
         tiles = [drawn[top : top + tile : 6, left : left + tile : 6] for top in rows]
@@ -244,7 +244,7 @@ def test_the_strip_is_aligned_in_time(tmp_path):
 
 
 def test_the_ending_shows_the_last_step_and_the_cube_from_near(tmp_path):
-    recording.write(_film(24), tmp_path / "one.npz", Trial(0, 1), False)
+    recording.write(_film(19), tmp_path / "one.npz", Trial(0, 1), False)
     film = recording.read(tmp_path / "one.npz")
     drawn, tile = ending(film), 32 * 9
     np.testing.assert_array_equal(drawn[20 : 20 + tile : 9, -tile::9], film.executed[-1])
