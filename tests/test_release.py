@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("hasty")
 def run(tmp_path_factory):
     """A run with made-up parameters, adapters among them."""
     base = tmp_path_factory.mktemp("release")
-    run = runs.Run("pushcube", CONFIG, make_demos(base / "data"), base / "run")
+    run = runs.Run(("pushcube",), CONFIG, (make_demos(base / "data"),), base / "run")
     meta = run.meta("vae", run.episodes()) | {"complete": True}
     make_run(run.workdir / "vae", lambda rngs: VAE(CONFIG.vae, rngs=rngs), meta)
     make_run(run.workdir, lambda rngs: PAR(CONFIG, rngs=rngs), run.meta("policy", run.episodes()))
