@@ -28,6 +28,7 @@ $(STAMP): setup.cfg pyproject.toml requirements.lock
 	touch $(STAMP)
 
 demo: venv
+	@echo "a trained policy is here already: $(BIN)/python -m experiments.rollout --task=pushcube shows it"
 	$(BIN)/python -m experiments.collect --task=pushcube --episodes=200 --out=$(DEMO_DATA) --workers=2
 	$(BIN)/python -m experiments.finetune --task=pushcube --preset=tiny --data=$(DEMO_DATA) --workdir=$(DEMO_RUN) \
 	  --vae_steps=$(DEMO_VAE_STEPS) --steps=$(DEMO_STEPS)
