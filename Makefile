@@ -12,7 +12,7 @@ DEMO_OUT := $(DEMO_RUN)/rdt
 DEMO_VAE_STEPS := 500
 DEMO_STEPS := 650
 
-.PHONY: venv demo test test-slow bench-gpu lint clean
+.PHONY: venv demo test test-slow policies bench-gpu lint clean
 
 venv: $(STAMP)
 
@@ -41,6 +41,15 @@ test: venv lint
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
+
+# Preset small on each task: hours on a CPU. It goes on where it was stopped.
+policies: venv
+	set -e; for task in pushcube pickcube stackcube; do \
+	  $(BIN)/python -m experiments.collect --task=$$task --episodes=1000 --picture_size=192 --out=data/$$task-192; \
+	  $(BIN)/python -m experiments.finetune --task=$$task --preset=small --data=data/$$task-192 --workdir=runs/$$task-small; \
+	  $(BIN)/python -m experiments.rollout --task=$$task --checkpoint=runs/$$task-small --protocol=rdt; \
+	done
+	$(BIN)/python -m experiments.figures --runs=runs/pushcube-small,runs/pickcube-small,runs/stackcube-small --out=report
 
 # For a machine with a GPU, with jax and torch for it in the environment.
 bench-gpu: venv

@@ -37,5 +37,5 @@ def test_a_changed_model_is_described(monkeypatch, capsys, flags, said):
 
 
 def test_an_unknown_preset_is_told(monkeypatch):
-    with pytest.raises(UserError, match="unknown preset 'huge': choose one of tiny, par"):
+    with pytest.raises(UserError, match="unknown preset 'huge': choose one of tiny, small, par"):
         _run(monkeypatch, preset="huge")

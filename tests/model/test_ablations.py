@@ -80,11 +80,11 @@ def test_baselines_see_observations_and_no_actions(name, reach):
     @jax.jit
     @jax.grad
     def slopes(inputs):
-        seen = dataclasses.replace(batch, latents=inputs[0], actions=inputs[1])
+        seen = dataclasses.replace(batch, latents=inputs[0], executed=inputs[1])
         return jnp.sum(losses.encode(make.bind(params), seen, jnp.zeros(2, bool))[1][:, -1] ** 2)
 
     latents, actions = (
-        np.abs(slope).sum((0, *range(2, slope.ndim))) for slope in slopes((batch.latents, batch.actions))
+        np.abs(slope).sum((0, *range(2, slope.ndim))) for slope in slopes((batch.latents, batch.executed))
     )
     assert (latents[:N] > 0).tolist() == [N - i <= reach for i in range(N)]
     assert (actions[:N] > 0).tolist() == [name == "full"] * N

@@ -16,7 +16,7 @@ N = 6
 
 
 def _inputs(batch, count=N):
-    return batch.latents[0, :count], batch.actions[0, :count], jnp.arange(count) > 0, batch.text[0]
+    return batch.latents[0, :count], batch.executed[0, :count], jnp.arange(count) > 0, batch.text[0]
 
 
 def _made(par, params, batch, count=N):
@@ -116,8 +116,8 @@ def test_influence_is_what_a_small_change_does(par, params, batch, made, config)
 
     rng, changes = np.random.default_rng(0), []
     for token in range(config.frame_tokens):
-        shift = np.zeros((8, N, config.frame_tokens + config.model.chunk, config.model.width), np.float32)
-        shift[:, -1, token] = 1e-2 * rng.normal(size=(8, config.model.width))
+        shift = np.zeros((64, N, config.frame_tokens + config.model.chunk, config.model.width), np.float32)
+        shift[:, -1, token] = 1e-2 * rng.normal(size=(64, config.model.width))
         changes.append(np.sqrt(np.mean([np.square(moved(s) - moved(0 * s)).sum() for s in shift])))
     influence = _own(np.asarray(made.influence), config, N)[1][-1, -1, : config.frame_tokens]
     assert np.corrcoef(influence, changes)[0, 1] > 0.8

@@ -120,7 +120,7 @@ def test_the_pass_over_all_packages_and_the_cached_one_agree(case):
     time = torch.arange(n).float().expand(2, -1)
     alone = torch.tensor([False, True])
     known = (case.given["has_past"][:, None] | (torch.arange(n) > 0)) & ~alone[:, None]
-    given = case.given["latents"][:, :n], case.given["actions"][:, :n], known, case.given["text"], time, alone
+    given = case.given["latents"][:, :n], case.given["executed"][:, :n], known, case.given["text"], time, alone
     with torch.no_grad():
         for ours, theirs in zip(z, case.peer.par.encode(*given), strict=True):
             close(ours, theirs)
@@ -131,7 +131,7 @@ def test_the_pass_over_all_packages_and_the_cached_one_agree(case):
         kept = case.peer.par.start(case.given["text"])
         for i in range(n):
             cache, *ours = step(case.params["par"], cache, batch.latents[:, i], batch.executed[:, i])
-            theirs = case.peer.par.step(kept, case.given["latents"][:, i], case.given["actions"][:, i])
+            theirs = case.peer.par.step(kept, case.given["latents"][:, i], case.given["executed"][:, i])
             for a, b in zip(ours, theirs, strict=True):
                 close(a, b)
 

@@ -64,7 +64,7 @@ def test_reward_grows_with_the_push(simulators):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"task": "flycube"}, "unknown task 'flycube'.*pushcube"),
+        ({"task": "flycube"}, "unknown task or scene 'flycube'.*pushcube"),
         ({"control_mode": "telepathy"}, "unknown control mode 'telepathy'.*pd_joint_pos"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"num_envs": 2}, "GPU only"),
