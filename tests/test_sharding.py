@@ -110,7 +110,12 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("mesh", "devices", "processes"),
-    [("data:8", 8, 1), ("data:4,fsdp:2", 8, 1), ("fsdp:8", 8, 1), ("data:2,fsdp:2", 2, 2)],
+    [
+        ("data:4,fsdp:2", 8, 1),
+        ("data:2,fsdp:2", 2, 2),
+        pytest.param("data:8", 8, 1, marks=pytest.mark.slow),
+        pytest.param("fsdp:8", 8, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_training_on_a_mesh_is_training_on_one_device(alone, tmp_path, mesh, devices, processes):
     made = sharded.run(tmp_path / "out.npz", mesh, devices, processes)

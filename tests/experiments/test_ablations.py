@@ -210,6 +210,7 @@ def test_what_stops_the_command_stops_the_one_that_it_runs(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_the_real_commands_take_what_they_are_given(command, monkeypatch, tmp_path):
     """Trains a frame VAE and two policies of a few steps; of the rollouts the flags alone are read."""
     monkeypatch.chdir(_ROOT)

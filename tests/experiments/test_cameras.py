@@ -21,10 +21,11 @@ from tests.demos import TWO_CAMERAS  # noqa: E402
 from tests.flags import ROLLOUT_FLAGS  # noqa: E402
 
 
+@pytest.mark.usefixtures("hasty")
 def test_two_cameras_all_the_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "BLOCK", 2)
+    monkeypatch.setattr(disk, "BLOCK", 1)
     cameras, size = TWO_CAMERAS.picture.cameras, TWO_CAMERAS.picture.size
-    collect.collect(collect.Settings("pushcube", picture_size=size, cameras=cameras), tmp_path / "data", 2, 1)
+    collect.collect(collect.Settings("pushcube", picture_size=size, cameras=cameras), tmp_path / "data", 1, 1)
     data = Episodes(tmp_path / "data", cameras=cameras, picture_size=size)
     assert data.meta["cameras"] == ["render", "hand"]
     pictures = data.pictures(0)

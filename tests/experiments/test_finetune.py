@@ -139,6 +139,7 @@ class Runs:
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "XLA_FLAGS": "--xla_backend_optimization_level=0",  # half the time to compile
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
 
     def start(self, name: str, **flags: object) -> subprocess.Popen:

@@ -138,21 +138,31 @@ def test_the_pass_over_all_packages_and_the_cached_one_agree(case):
 
 def test_the_loss_its_gradients_and_what_adamw_makes_of_them(case):
     config, batch, key = case.config, case.batch, jax.random.key(4)
-    draws = tensors(policy_draws(config, 2, STEPS, key))
+    draws = tensors(jax.jit(lambda key: policy_draws(config, 2, STEPS, key))(key))
     trained, frozen = lora.split(case.params["par"])
 
-    def loss(trained):
-        params = join(trained, frozen) if frozen else trained
-        return losses.policy_loss(case.par.bind(params), batch, key)[0]
+    @jax.jit
+    def differentiate(trained):
+        def loss(trained):
+            params = join(trained, frozen) if frozen else trained
+            return losses.policy_loss(case.par.bind(params), batch, key)[0]
 
-    value, slopes = jax.jit(jax.value_and_grad(loss))(trained)
+        value, slopes = jax.value_and_grad(loss)(trained)
+        return value, slopes, optax.global_norm(slopes)
+
+    value, slopes, norm = differentiate(trained)
     train = dataclasses.replace(config.train, warmup=1, steps=10)
     optimizer, after = make_optimizer(train), trained
-    state = optimizer.init(trained)
+    state = jax.jit(optimizer.init)(trained)
+
+    @jax.jit
+    def update(state, params):
+        updates, state = optimizer.update(slopes, state, params)
+        return state, optax.apply_updates(params, updates)
+
     with jax.numpy_dtype_promotion("standard"):
         for _ in range(2):  # the warm-up's first step is of length 0
-            updates, state = optimizer.update(slopes, state, after)
-            after = optax.apply_updates(after, updates)
+            state, after = update(state, after)
 
     trainer = Trainer(case.peer.par, train)
     names = {ours: theirs for ours, theirs in PARAMETERS.items() if ours in flatten(trained)}
@@ -162,9 +172,8 @@ def test_the_loss_its_gradients_and_what_adamw_makes_of_them(case):
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate
         assert float(value) == pytest.approx(trainer.step(case.given, draws).item(), rel=1e-5)
-    norm = float(optax.global_norm(slopes))
     for ours, name in names.items():
-        slope, moved = found[name].grad * max(1.0, norm / train.clip), found[name].detach() - before[name]
+        slope, moved = found[name].grad * max(1.0, float(norm) / train.clip), found[name].detach() - before[name]
         slope, moved = (x.T if ours.endswith("kernel") else x for x in (slope, moved))
         layer = int(name.split(".")[2]) if "stack" in name else ...
         close(flatten(slopes)[ours][layer], slope, 3e-5)
