@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from par_jax.checkpoint import is_full_disk
-from par_jax.errors import UserError
+from par_jax.errors import UserError, is_full_disk
 
 
 def refuse_nested(src: Path | str, out: Path | str) -> None:

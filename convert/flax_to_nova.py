@@ -30,8 +30,9 @@ from convert.source import INDEX, TOKENIZER
 from convert.tensors import DTYPES, Kind
 from experiments import app
 from par_jax import pretrained
-from par_jax.checkpoint import flatten, write_json
 from par_jax.errors import UserError
+from par_jax.trees import flatten
+from par_jax.workdir import write_json
 
 FLAGS = flags.FLAGS
 # Rows are written in blocks of about this many bytes.

@@ -8,7 +8,7 @@ import numpy as np
 
 from convert.source import FILES
 from convert.tensors import Kind, write_safetensors
-from par_jax.checkpoint import write_json
+from par_jax.workdir import write_json
 
 
 def write_component(

@@ -27,9 +27,9 @@ from convert.source import FILES, INDEX, REQUIRED
 from convert.tensors import DTYPES, Kind
 from convert.values import Values
 from experiments import app
-from par_jax.checkpoint import write_json
 from par_jax.config import NovaConfig, PhiConfig, VAEConfig
 from par_jax.errors import UserError
+from par_jax.workdir import write_json
 
 FLAGS = flags.FLAGS
 _KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

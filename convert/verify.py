@@ -23,9 +23,9 @@ from safetensors.numpy import load_file
 from convert import replay
 from experiments import app, devices
 from par_jax import pretrained
-from par_jax.checkpoint import write_json
 from par_jax.errors import UserError
 from par_jax.nn.functional import Params
+from par_jax.workdir import write_json
 
 FLAGS = flags.FLAGS
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from experiments.curves import read
-from par_jax.checkpoint import config_of, read_meta
 from par_jax.costs import costs
 from par_jax.evaluation import newcombe, sentence, wilson
+from par_jax.workdir import config_of, read_meta
 
 ERRORS = ("chunk_0", "history_masked", "teacher_forced")
 # What the others are compared with.

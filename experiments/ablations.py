@@ -19,10 +19,10 @@ from absl import flags
 
 from experiments import ablation_table, app, devices, training
 from par_jax import evaluation
-from par_jax.checkpoint import write_json
 from par_jax.errors import UserError
 from par_jax.runs import is_trained
 from par_jax.variants import POLICIES, VARIANTS, vary
+from par_jax.workdir import write_json
 
 FLAGS = flags.FLAGS
 

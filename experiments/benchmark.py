@@ -19,11 +19,11 @@ from par_jax.bench import report, shapes, timing
 from par_jax.bench.hardware import name, peaks
 from par_jax.bench.question import Question
 from par_jax.bench.subject import PARTS
-from par_jax.checkpoint import write_json
 from par_jax.config import PRESETS, Config
 from par_jax.errors import UserError
 from par_jax.nn.stack import KEPT
 from par_jax.versions import versions
+from par_jax.workdir import write_json
 
 FLAGS = flags.FLAGS
 PACKAGES = ("par_jax", "jax", "jaxlib", "flax", "numpy", "torch")

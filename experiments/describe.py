@@ -12,9 +12,9 @@ from absl import flags
 
 from experiments import app, devices
 from experiments.model_flags import define_model_flags, preset
-from par_jax.checkpoint import write_json
 from par_jax.config import Config
 from par_jax.costs import Costs, costs
+from par_jax.workdir import write_json
 
 FLAGS = flags.FLAGS
 

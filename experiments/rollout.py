@@ -23,16 +23,18 @@ from tqdm import tqdm
 
 from experiments import app, devices
 from experiments.model_flags import define_sampling_flags, sampled
-from par_jax import checkpoint, evaluation, recording, video
+from par_jax import evaluation, recording, video
 from par_jax.config import Config
-from par_jax.errors import UserError
+from par_jax.errors import UserError, is_full_disk
 from par_jax.evaluation import Protocol, Trial
 from par_jax.policy import Policy
 from par_jax.release import SHIPPED
 from par_jax.results import Results
 from par_jax.rollout import Outcome, Robot, Runner
 from par_jax.tasks import get_task
+from par_jax.trees import checksum
 from par_jax.versions import versions
+from par_jax.workdir import RELEASED, read_meta, write_json
 
 FLAGS = flags.FLAGS
 
@@ -195,7 +197,7 @@ def _pool(task: str, meta: dict[str, Any], cameras: tuple[str, ...], max_steps: 
 
 def _settings(policy: Policy, task: str, protocol: Protocol, max_steps: int, meta: dict) -> dict[str, Any]:
     """All that the rollouts depend on besides their seeds."""
-    sums = [checkpoint.checksum(np.asarray(leaf)) for leaf in jax.tree.leaves(policy.params)]
+    sums = [checksum(np.asarray(leaf)) for leaf in jax.tree.leaves(policy.params)]
     return {
         "task": task,
         "protocol": protocol.name,
@@ -223,9 +225,9 @@ def main() -> None:
     task = get_task(FLAGS.task)
     protocol = evaluation.protocol(FLAGS.protocol or "rdt")
     folder = find(FLAGS.checkpoint, FLAGS.task)
-    meta = checkpoint.read_meta(folder)
+    meta = read_meta(folder)
     check_fit(meta, folder, FLAGS.task, protocol)
-    released = checkpoint.RELEASED in meta
+    released = RELEASED in meta
     episodes = FLAGS.episodes
     if episodes is None:
         episodes = _QUICK if released and FLAGS.protocol is None else protocol.episodes
@@ -247,9 +249,9 @@ def main() -> None:
                 runner = Runner(policy, task.instruction, max_steps)
                 roll_out(runner, robots, trials, trials[: FLAGS.videos], results, FLAGS.task)
         summary = evaluation.summarize(results.of(trials)) | settings | {"checkpoint_folder": str(folder)}
-        checkpoint.write_json(out / "summary.json", summary)
+        write_json(out / "summary.json", summary)
     except OSError as error:
-        if checkpoint.is_full_disk(error):
+        if is_full_disk(error):
             raise UserError(
                 f"the disk of {out} is full: the rollouts written so far stand; free some space and type the "
                 "same command again"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from par_jax import initialise, lora, pretrained
-from par_jax.checkpoint import load_params, read_meta
+from par_jax.checkpoint import load_params
 from par_jax.data.mixture import Mixture
 from par_jax.errors import UserError
 from par_jax.language import FILE, embed_prompts, keep, read
@@ -17,6 +17,7 @@ from par_jax.processes import in_turn, say
 from par_jax.release import WEIGHTS
 from par_jax.runs import Run, adopt_vae, first_state, is_trained, write_frozen
 from par_jax.train import TrainState, init_state
+from par_jax.workdir import read_meta
 
 BASE = "base"
 

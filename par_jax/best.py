@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from par_jax import processes
-from par_jax.checkpoint import BEST, Checkpoints, Tree, write_json
+from par_jax.checkpoint import Checkpoints
+from par_jax.trees import Tree
+from par_jax.workdir import BEST, write_json
 
 SCORE = "score.json"
 # Mean absolute errors of sampled actions, of which the sum decides. The error with the true history given does not

@@ -1,4 +1,4 @@
-"""A run's folder: `config.json` and whole checkpoints. Knows paths and arrays, never model classes.
+"""Whole checkpoints in a run's folder. Knows paths and arrays, never model classes.
 
 A checkpoint is one folder `checkpoints/<step>/` that orbax writes under another name and renames when it is
 whole, so a kill at any moment leaves either the checkpoint or nothing. Beside the arrays stand their
@@ -7,13 +7,11 @@ checksums: a folder that was damaged afterwards is recognised and the one before
 
 import contextlib
 import errno
-import fcntl
-import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,15 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from par_jax import config as config_lib
 from par_jax import processes
-from par_jax.errors import UserError
-
-Tree = Any
-# Sub-folder of a run with its best checkpoint, see `par_jax.best`.
-BEST = "best"
-# What only the `config.json` of a released policy has, see `par_jax.release`.
-RELEASED = "released"
+from par_jax.errors import UserError, is_full_disk
+from par_jax.trees import Tree, checksum, flatten, nest, string_keys
+from par_jax.workdir import BEST, RELEASED, config_of, read_meta
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
@@ -57,32 +50,6 @@ def reader() -> Any:
     return ocp.Checkpointer(handler, multiprocessing_options=_alone())
 
 
-def flatten(tree: Tree) -> dict[str, Any]:
-    """A pytree's leaves by name: dataclass fields, keys and indices joined with `/`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def nest(flat: Mapping[str, Any]) -> dict:
-    """Nested dicts from names joined with `/`; parts made of digits become integers, as in flax's lists."""
-    tree: dict = {}
-    for name, leaf in flat.items():
-        *parents, last = (int(part) if part.isdecimal() else part for part in name.split("/"))
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return tree
-
-
-def checksum(array: np.ndarray) -> int:
-    """Sum of an array's bytes as 32-bit words, modulo 2**64: catches any damaged word, at memory speed."""
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    words = data[: len(data) // 4 * 4].view(np.uint32)
-    tail = int(data[len(words) * 4 :].sum(dtype=np.uint64))
-    return (int(words.sum(dtype=np.uint64)) + tail) % 2**64
-
-
 def _unflatten(template: Tree, arrays: Mapping[str, np.ndarray], folder: Path) -> Tree:
     wanted = flatten(template)
     wrong = [f"{name}: missing" for name in wanted if name not in arrays]
@@ -96,111 +63,6 @@ def _unflatten(template: Tree, arrays: Mapping[str, np.ndarray], folder: Path) -
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UserError(f"the checkpoint in {folder} is of another model or preset: {'; '.join(wrong[:5])}{more}")
     return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
-
-
-def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an exception, or one that caused it, says that the disk is full; orbax says so in words."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def read_meta(workdir: Path | str) -> dict:
-    """The `config.json` of a run's folder.
-
-    Raises:
-      UserError: the folder or the file is missing or is not what a run writes.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir} holds no checkpoint: {path} is missing; give the --workdir of a trained run")
-    try:
-        meta = json.loads(path.read_text())
-        meta["config"]["name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); train again into a new --workdir") from error
-    return meta
-
-
-def claim(workdir: Path | str, meta: dict, ignore: tuple[str, ...] = ()) -> dict:
-    """Makes a run's folder, or makes sure that it belongs to the same run; of several processes, the first makes it.
-
-    Args:
-      workdir: the run's folder.
-      meta: what `config.json` shall hold; its `versions` may differ from those that began the run.
-      ignore: dotted names of further fields that may differ.
-
-    Returns:
-      The folder's `config.json`, which is `meta` for a new run.
-
-    Raises:
-      UserError: the folder belongs to a run with another configuration or other data; names the fields.
-    """
-    workdir = Path(workdir)
-    meta = json.loads(json.dumps(meta))
-    return processes.in_turn(lambda: _claim(workdir, meta, ignore))
-
-
-def _claim(workdir: Path, meta: dict, ignore: tuple[str, ...]) -> dict:
-    if not (workdir / "config.json").exists():
-        write_json(workdir / "config.json", meta)
-        return meta
-    found = read_meta(workdir)
-    differing = [
-        line
-        for line in config_lib.differences({**found, "config": _completed(found["config"])}, meta)
-        if not any(line.startswith((f"{name}.", f"{name}:")) for name in (*ignore, "versions"))
-    ]
-    if differing:
-        shown = "; ".join(line if len(line) < 200 else line[:200] + "..." for line in differing[:8])
-        raise UserError(
-            f"{workdir} holds a run with other settings (there != asked for): {shown}; "
-            "give the settings it was started with, or another --workdir"
-        )
-    return found
-
-
-def _completed(values: dict) -> dict:
-    """A configuration with the defaults of fields that are younger than it."""
-    try:
-        return config_lib.to_dict(config_lib.from_dict(values))
-    except TypeError:
-        return values
-
-
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds a run's folder for this process; the lock ends with the process, however that ends.
-
-    Raises:
-      UserError: another process trains in the folder.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    handle = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process trains in {workdir}: wait for it, or end it") from error
-        yield
-    finally:
-        os.close(handle)
 
 
 class Checkpoints:
@@ -337,13 +199,6 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal()) if folder.exists() else []
 
 
-def string_keys(tree: Any) -> Any:
-    """Nested dicts with every key as a string, as orbax stores them."""
-    if not isinstance(tree, dict):
-        return tree
-    return {str(key): string_keys(value) for key, value in tree.items()}
-
-
 def _read(folder: Path, prefix: str = "") -> tuple[dict[str, np.ndarray], dict]:
     """One checkpoint's arrays by name, those below `prefix` only, and its progress. Raises on any damage."""
     ocp = orbax()
@@ -389,18 +244,6 @@ def _latest(
             "train again into a new --workdir"
         )
     return None
-
-
-def config_of(meta: dict, folder: Path | str) -> config_lib.Config:
-    """The configuration that a folder's `config.json` holds.
-
-    Raises:
-      UserError: it is of another program version.
-    """
-    try:
-        return config_lib.from_dict(meta["config"])
-    except TypeError as error:
-        raise UserError(f"{folder}/config.json does not fit this version of par_jax: {error}") from error
 
 
 def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = None) -> tuple:

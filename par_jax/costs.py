@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from par_jax import lora, sampling
 from par_jax.arithmetic import Arithmetic
-from par_jax.checkpoint import flatten
 from par_jax.config import Config
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
+from par_jax.trees import flatten
 
 # The paper's table 1: which of our parts its rows hold.
 ROWS = {

@@ -16,7 +16,6 @@ from jax import export as jax_export
 from safetensors.flax import save_file
 
 from par_jax.acting import acting, acting_params
-from par_jax.checkpoint import flatten, nest, write_json
 from par_jax.config import Config
 from par_jax.data.pictures import crop
 from par_jax.errors import UserError
@@ -25,8 +24,10 @@ from par_jax.nn.functional import Params
 from par_jax.normalise import centre_and_half
 from par_jax.policy import PhysicalStep
 from par_jax.release import WEIGHTS, load_policy
+from par_jax.trees import flatten, nest
 from par_jax.types import KVCache
 from par_jax.versions import versions
+from par_jax.workdir import write_json
 
 Arrays = dict[str, jax.Array]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from par_jax.checkpoint import flatten, nest
 from par_jax.config import Config, NovaConfig
 from par_jax.errors import UserError
+from par_jax.trees import flatten, nest
 
 # What PAR has no place for: it predicts from a first frame that is there, at a robot's own pace.
 UNUSED = ("begin", "motion_embed", "mixer")

@@ -19,10 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from par_jax import processes, sharding
-from par_jax.checkpoint import Checkpoints, flatten, is_full_disk, locked
-from par_jax.errors import UserError
+from par_jax.checkpoint import Checkpoints
+from par_jax.errors import UserError, is_full_disk
 from par_jax.metrics import Metrics, Silence, describe
 from par_jax.train import TrainState, TrainStep, Tree
+from par_jax.trees import flatten
+from par_jax.workdir import locked
 
 
 class DataIterator(Protocol):

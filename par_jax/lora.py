@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from par_jax.checkpoint import flatten, nest
 from par_jax.config import LoRAConfig
 from par_jax.errors import UserError
 from par_jax.nn.layers import Linear
+from par_jax.trees import flatten, nest
 
 Tree = Any
 A, B = "lora_a", "lora_b"

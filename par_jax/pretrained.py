@@ -22,9 +22,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from par_jax.checkpoint import checksum, flatten, nest, orbax, reader, string_keys, write_json
+from par_jax.checkpoint import orbax, reader
 from par_jax.config import NovaConfig, PhiConfig, VAEConfig, to_dict
 from par_jax.errors import UserError
+from par_jax.trees import checksum, flatten, nest, string_keys
+from par_jax.workdir import write_json
 
 FORMAT = 1
 CONFIG, MANIFEST = "config.json", "manifest.json"

@@ -14,11 +14,13 @@ from safetensors.flax import load_file, save_file
 
 from par_jax import config as config_lib
 from par_jax.acting import acting, acting_params
-from par_jax.checkpoint import RELEASED, checksum, config_of, flatten, load_params, nest, read_meta, write_json
+from par_jax.checkpoint import load_params
 from par_jax.config import Config
 from par_jax.errors import UserError
 from par_jax.language import FILE
 from par_jax.nn.functional import Params
+from par_jax.trees import checksum, flatten, nest
+from par_jax.workdir import RELEASED, config_of, read_meta, write_json
 
 WEIGHTS = "weights.safetensors"
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"

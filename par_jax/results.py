@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from par_jax import config as config_lib
-from par_jax.checkpoint import write_json
 from par_jax.errors import UserError
 from par_jax.evaluation import Trial
+from par_jax.workdir import write_json
 
 
 class Results:

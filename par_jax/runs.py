@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from par_jax import config as config_lib
 from par_jax import lora, processes
-from par_jax.checkpoint import Checkpoints, load_params, read_meta, write_json
+from par_jax.checkpoint import Checkpoints, load_params
 from par_jax.config import Config, TrainConfig
 from par_jax.data.episodes import MOTION, Episodes, statistics
 from par_jax.data.latents import digest
@@ -30,6 +30,7 @@ from par_jax.sharding import check_rows, shardings
 from par_jax.tasks import get_scene
 from par_jax.train import TrainState, init_state
 from par_jax.versions import versions
+from par_jax.workdir import read_meta, write_json
 
 PACKAGES = ("par_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from par_jax.checkpoint import flatten
 from par_jax.errors import UserError
 from par_jax.nn import placement
+from par_jax.trees import flatten
 
 Tree = Any
 

@@ -13,7 +13,7 @@ from par_jax import config as config_lib
 from par_jax import lora, processes, sharding
 from par_jax.beginning import begin, state_shapes
 from par_jax.best import keep_best
-from par_jax.checkpoint import claim, load_params, write_json
+from par_jax.checkpoint import load_params
 from par_jax.config import VAEConfig
 from par_jax.data.episodes import statistics
 from par_jax.data.latents import digest, encode_all, shifts
@@ -31,6 +31,7 @@ from par_jax.nn.functional import Functional, Params
 from par_jax.normalise import scale_actions
 from par_jax.runs import Run, first_state, is_trained
 from par_jax.train import TrainState, cast, join, make_train_step
+from par_jax.workdir import claim, write_json
 
 # What training the VAE adds to its config.json.
 MEASURED = ("complete", "config.vae.scaling_factor", "config.vae.shift_factor")

@@ -10,8 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from par_jax import sharding
-from par_jax.checkpoint import flatten, nest
 from par_jax.config import TrainConfig
+from par_jax.trees import flatten, nest
 
 Tree = Any
 Loss = Callable[[Tree, Tree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]

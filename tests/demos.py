@@ -13,10 +13,11 @@ from flax import nnx
 from PIL import Image
 
 from par_jax import config as config_lib
-from par_jax.checkpoint import Checkpoints, write_json
+from par_jax.checkpoint import Checkpoints
 from par_jax.config import Config
 from par_jax.data import episodes as disk
 from par_jax.tasks import get_scene
+from par_jax.workdir import write_json
 
 SIZE = (40, 40)
 COLOURS = ((250, 40, 20), (30, 60, 240), (40, 220, 60))

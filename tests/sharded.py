@@ -14,13 +14,13 @@ import jax
 import numpy as np
 
 from par_jax import processes, sharding
-from par_jax.checkpoint import flatten
 from par_jax.data.windows import Windows, window_batches
 from par_jax.losses import policy_loss
 from par_jax.model.par import PAR
 from par_jax.model.text import tokenize
 from par_jax.nn.functional import Functional
 from par_jax.train import init_state, make_train_step
+from par_jax.trees import flatten
 from tests.demos import SMALL
 from tests.model.conftest import random_params
 

@@ -11,13 +11,14 @@ from convert.nova_to_flax import convert
 from convert.published import PRESETS as PUBLISHED
 from convert.random_nova import write_random
 from par_jax import beginning, language, pretrained, stages
-from par_jax.checkpoint import flatten, load_params
+from par_jax.checkpoint import load_params
 from par_jax.config import PRESETS, PictureConfig
 from par_jax.errors import UserError
 from par_jax.model import frame_encoder
 from par_jax.policy import Policy
 from par_jax.runs import Run
 from par_jax.tasks import get_task
+from par_jax.trees import flatten
 from tests.demos import make_demos
 
 SIZE = (32, 64)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from par_jax import beginning, runs, stages
-from par_jax.checkpoint import flatten, load_params
+from par_jax.checkpoint import load_params
 from par_jax.config import LoRAConfig
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
@@ -17,6 +17,7 @@ from par_jax.nn.functional import Functional
 from par_jax.policy import Policy
 from par_jax.runs import Run
 from par_jax.tasks import get_task
+from par_jax.trees import flatten
 from par_jax.variants import vary
 from tests.demos import SIZE, SMALL, make_demos, make_run
 

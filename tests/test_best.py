@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from par_jax.best import SCORE, keep_best
-from par_jax.checkpoint import BEST, Checkpoints, load_params, write_json
+from par_jax.checkpoint import Checkpoints, load_params
 from par_jax.config import to_dict
+from par_jax.workdir import BEST, write_json
 from tests.demos import SMALL
 
 

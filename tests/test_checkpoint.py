@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from par_jax import checkpoint
-from par_jax.checkpoint import Checkpoints, checksum, claim, flatten, load_params, nest, write_json
+from par_jax.checkpoint import Checkpoints, load_params
 from par_jax.config import TINY, to_dict
-from par_jax.errors import UserError
+from par_jax.errors import UserError, is_full_disk
+from par_jax.trees import checksum, flatten, nest
+from par_jax.workdir import claim, write_json
 
 RNG = np.random.default_rng(0)
 
@@ -199,9 +200,9 @@ def test_a_run_of_before_a_field_was_there_has_its_default(run):
 
 def test_full_disks_are_recognised_in_their_disguises():
     inner = OSError(28, "No space left on device")
-    assert checkpoint.is_full_disk(inner)
-    assert checkpoint.is_full_disk(ValueError("RESOURCE_EXHAUSTED: ... No space left on device [os_error_code]"))
+    assert is_full_disk(inner)
+    assert is_full_disk(ValueError("RESOURCE_EXHAUSTED: ... No space left on device [os_error_code]"))
     outer = RuntimeError("save failed")
     outer.__cause__ = inner
-    assert checkpoint.is_full_disk(outer)
-    assert not checkpoint.is_full_disk(OSError(2, "No such file"))
+    assert is_full_disk(outer)
+    assert not is_full_disk(OSError(2, "No such file"))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from par_jax import lora, losses
-from par_jax.checkpoint import flatten
 from par_jax.config import LoRAConfig
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional
+from par_jax.trees import flatten
 from tests.model.conftest import SMALL, make_batch, random_params
 
 LORA = LoRAConfig(rank=3, alpha=6.0)

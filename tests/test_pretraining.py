@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from par_jax import beginning, losses, stages
-from par_jax.checkpoint import flatten, load_params
+from par_jax.checkpoint import load_params
 from par_jax.data.episodes import MOTION
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional
 from par_jax.runs import Run
+from par_jax.trees import flatten
 from par_jax.variants import VIDEO, changed
 from tests.demos import SMALL, make_demos
 from tests.model.conftest import make_batch

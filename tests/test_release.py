@@ -11,7 +11,7 @@ import pytest
 
 from par_jax import beginning, release, runs
 from par_jax.acting import acting, acting_params
-from par_jax.checkpoint import flatten, load_params
+from par_jax.checkpoint import load_params
 from par_jax.config import PHYSGEN, TINY, LoRAConfig
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
@@ -19,6 +19,7 @@ from par_jax.model.vae import DECODER, VAE
 from par_jax.nn.functional import Functional
 from par_jax.policy import Policy
 from par_jax.tasks import get_task
+from par_jax.trees import flatten
 from tests.demos import SIZE, SMALL, make_demos, make_run
 
 CONFIG = dataclasses.replace(SMALL, lora=LoRAConfig(rank=2))

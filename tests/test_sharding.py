@@ -9,13 +9,13 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from par_jax import sharding
-from par_jax.checkpoint import flatten
 from par_jax.config import PRESETS, TrainConfig
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
 from par_jax.train import init_state
+from par_jax.trees import flatten
 from par_jax.variants import VARIANTS, vary
 from tests import sharded
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from par_jax import runs, stages
-from par_jax.checkpoint import Checkpoints, load_params, write_json
+from par_jax.checkpoint import Checkpoints, load_params
 from par_jax.config import to_dict
 from par_jax.data.episodes import Episodes
 from par_jax.data.windows import Windows, validation_batches
@@ -17,6 +17,7 @@ from par_jax.model.text import tokenize
 from par_jax.nn.functional import Functional
 from par_jax.runs import Run
 from par_jax.train import make_train_step
+from par_jax.workdir import write_json
 from tests.demos import SMALL, TWO_CAMERAS, make_demos
 
 pytestmark = pytest.mark.usefixtures("hasty")

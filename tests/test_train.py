@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from par_jax import checkpoint
+from par_jax.checkpoint import Checkpoints
 from par_jax.errors import UserError
 from par_jax.train import decayed, init_state, make_train_step, schedule
+from par_jax.trees import flatten
+from par_jax.workdir import locked
 from tests.toys import TOY, Trips, batches, first_state, loss, train
 
 
@@ -25,7 +27,7 @@ def assert_same_run(a, b):
     """Two finished runs: equal metrics and equal last checkpoints, bit for bit."""
     assert losses(a) == losses(b)
     template = jax.eval_shape(first_state)
-    left, right = (checkpoint.Checkpoints(folder).restore(template) for folder in (a, b))
+    left, right = (Checkpoints(folder).restore(template) for folder in (a, b))
     assert left[0] == right[0] == TOY.steps
     assert left[2] == right[2]
     jax.tree.map(np.testing.assert_array_equal, left[1], right[1])
@@ -102,7 +104,7 @@ def test_nan_stops_with_step_batch_and_last_good_checkpoint(tmp_path):
     assert str(tmp_path / "checkpoints" / "8") in message
     with np.load(tmp_path / "nan_batch_10.npz") as dumped:
         assert np.isnan(dumped["x"][0, 0]) and dumped["y"].shape == (4, 1)
-    step, state, _ = checkpoint.Checkpoints(tmp_path).restore(jax.eval_shape(first_state))
+    step, state, _ = Checkpoints(tmp_path).restore(jax.eval_shape(first_state))
     assert step == 8
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
@@ -123,7 +125,7 @@ def test_a_full_disk_says_so_and_the_last_checkpoint_stands(tmp_path, monkeypatc
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    with checkpoint.locked(tmp_path), pytest.raises(UserError, match="another process"):
+    with locked(tmp_path), pytest.raises(UserError, match="another process"):
         train(tmp_path)
 
 
@@ -169,7 +171,7 @@ def steps(loss, config, state, count=3, **kwargs):
     step, data = make_train_step(loss, config, **kwargs), batches()
     for _ in range(count):
         state, metrics = step(state, next(data))
-    return checkpoint.flatten((state.params, state.ema)), metrics
+    return flatten((state.params, state.ema)), metrics
 
 
 def calm(params, batch, key):
@@ -212,11 +214,11 @@ def test_frozen_parameters_are_seen_and_not_trained():
     """Training the last layer alone: of the first one there is no gradient, no moment and no average."""
     whole = first_state().params
     state = jax.jit(lambda: init_state({"out": whole["out"]}, TOY, 0))()
-    names = checkpoint.flatten(state).keys()
+    names = flatten(state).keys()
     batch, key = jax.tree.map(jnp.asarray, next(batches())), jax.random.fold_in(jax.random.key(0), 0)
     gradient = jax.grad(lambda out: loss({**whole, "out": out}, batch, key)[0])(whole["out"])["kernel"]
     after, metrics = make_train_step(loss, TOY, frozen={"layers": whole["layers"]})(state, batch)
-    assert checkpoint.flatten(after).keys() == names and not any("layers" in name for name in names)
+    assert flatten(after).keys() == names and not any("layers" in name for name in names)
     assert metrics["gradient_norm"] == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-5)
 
 

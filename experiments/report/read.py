@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from par_jax import checkpoint, recording
+from par_jax import recording
 from par_jax.errors import UserError
 from par_jax.recording import Recording
+from par_jax.workdir import read_meta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read(folder: Path, number: int) -> Run:
     Raises:
       UserError: it is no run's folder, or a file in it is damaged.
     """
-    meta = checkpoint.read_meta(folder)
+    meta = read_meta(folder)
     key = f"run{number}"
     found = [path.parent for path in sorted(folder.glob("*/summary.json"))]
     return Run(folder, key, meta, [_rollouts(path, f"{key}-{path.name}") for path in found])

@@ -14,13 +14,13 @@ import numpy as np
 
 from par_jax.bench.subject import WHOLE, Subject
 from par_jax.bench.training import step_key
-from par_jax.checkpoint import flatten
 from par_jax.config import Config
 from par_jax.errors import UserError
 from par_jax.losses import policy_loss
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional, Params
 from par_jax.train import TrainState, cast, join
+from par_jax.trees import flatten
 
 MODES = ("eager", "compile")
 # How far the two may lie apart, relative to the numbers' size: float32 on a CPU, and everything else.

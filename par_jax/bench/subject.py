@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from par_jax import sampling
-from par_jax.checkpoint import flatten, nest
 from par_jax.config import Config
 from par_jax.data.pictures import to_unit
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional, Params
 from par_jax.policy import PhysicalStep, prepared
+from par_jax.trees import flatten, nest
 from par_jax.types import Ahead, KVCache
 
 PARTS = ("frame encoding", "transformer", "action head")

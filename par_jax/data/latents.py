@@ -9,10 +9,10 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
-from par_jax.checkpoint import flatten, is_full_disk
 from par_jax.config import PictureConfig
 from par_jax.data.pictures import Demonstrations, crop
-from par_jax.errors import UserError
+from par_jax.errors import UserError, is_full_disk
+from par_jax.trees import flatten
 
 ROWS = 16  # pictures a call of the encoder; an episode's last call is padded
 

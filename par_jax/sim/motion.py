@@ -3,17 +3,14 @@
 Axes as in `par_jax.sim.recorder`.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from par_jax.data import episodes as disk
 from par_jax.sim.expert import CLOSED, OPEN, SPEED, Move, limited
+from par_jax.sim.filming import Filming, Take
 from par_jax.sim.hand import make_hand
-from par_jax.sim.recorder import numbers, png
-from par_jax.sim.simulator import Simulator
 
 STEPS = 48
 """Actions of a video: six chunks."""
@@ -52,7 +49,7 @@ class Wander:
         return Move(limited(2.0 * (self.target - tcp), self.speed), self.yaw, self.gripper)
 
 
-class Motions:
+class Motions(Filming):
     """Makes videos in one simulator; lives in a worker process, as `par_jax.sim.recorder.Recorder`."""
 
     def __init__(
@@ -64,7 +61,7 @@ class Motions:
         cameras: Sequence[str] = ("render",),
     ):
         """Makes the simulator; the arguments are its own."""
-        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
+        super().__init__(task, control_mode, picture_size, device, cameras)
         self.hand = make_hand(self.simulator)
 
     def episode(self, seed: int) -> dict[str, np.ndarray]:
@@ -72,31 +69,9 @@ class Motions:
         simulator = self.simulator
         simulator.reset([seed])
         wander = Wander(simulator.env, seed)
-        actions, qpos, frames = [], [numbers(simulator.qpos())], [self._png()]
+        take = Take(simulator)
         for _ in range(STEPS):
-            actions.append(self.hand(wander())[0])
-            simulator.step(actions[-1][None])
-            qpos.append(numbers(simulator.qpos()))
-            frames.append(self._png())
-        return {
-            "action": np.stack(actions),
-            "executed": np.stack(actions),
-            "qpos": np.stack(qpos),
-            "seed": np.array([seed], np.int64),
-            **disk.join_pictures(frames),
-        }
-
-    def block(self, folder: str, first_seed: int, count: int) -> Iterator[int]:
-        """As `Recorder.block`: every seed gives a video."""
-        records = []
-        for seed in range(first_seed, first_seed + count):
-            records.append(self.episode(seed))
-            yield len(records)
-        disk.write_shard(Path(folder), first_seed, records)
-
-    def close(self) -> None:
-        """Frees the simulator."""
-        self.simulator.close()
-
-    def _png(self) -> bytes:
-        return png(self.simulator.picture()[0].cpu().numpy())
+            action = self.hand(wander())
+            simulator.step(action)
+            take.add(action[0], action[0])
+        return take.record(seed)

@@ -8,18 +8,13 @@ Axes: T actions, T+1 pictures, A action numbers, J joints.
 """
 
 import dataclasses
-import io
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from par_jax.data import episodes as disk
 from par_jax.sim.expert import EXPERTS, SPEED, Move
+from par_jax.sim.filming import Filming, Take
 from par_jax.sim.hand import make_hand
-from par_jax.sim.simulator import Simulator
 from par_jax.tasks import get_task
 
 TAIL = 8
@@ -60,7 +55,7 @@ class Noise:
         return dataclasses.replace(move, delta=delta)
 
 
-class Recorder:
+class Recorder(Filming):
     """Makes demonstrations in one simulator; lives in a worker process."""
 
     def __init__(
@@ -81,7 +76,7 @@ class Recorder:
         Raises:
           UserError: as the simulator.
         """
-        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
+        super().__init__(task, control_mode, picture_size, device, cameras)
         self.hand = make_hand(self.simulator)
         self.max_steps = get_task(task).max_steps
         self.expert = EXPERTS[task]
@@ -101,10 +96,9 @@ class Recorder:
         simulator.reset([seed])
         expert = self.expert(simulator.env)
         noise = Noise(seed) if self.noise else None
-        actions, executed, qpos, frames = [], [], [numbers(simulator.qpos())], []
-        frames.append(self._png() if pictures else b"")
+        take = Take(simulator, pictures)
         tail = -1
-        while len(actions) < self.max_steps and tail != 0:
+        while len(take) < self.max_steps and tail != 0:
             move = expert()
             action = self.hand(move)
             done = action
@@ -112,53 +106,11 @@ class Recorder:
                 height = float(simulator.env.agent.tcp.pose.p[0, 2])
                 done = self.hand(noise(move, height))
             _, success = simulator.step(done)
-            actions.append(action[0])
-            executed.append(done[0])
-            qpos.append(numbers(simulator.qpos()))
-            frames.append(self._png() if pictures else b"")
+            take.add(action[0], done[0])
             if tail > 0:
                 tail -= 1
             elif bool(success[0]):
                 tail = TAIL
         if tail < 0:
             return None
-        return {
-            "action": np.stack(actions),
-            "executed": np.stack(executed),
-            "qpos": np.stack(qpos),
-            "seed": np.array([seed], np.int64),
-            **disk.join_pictures(frames),
-        }
-
-    def block(self, folder: str, first_seed: int, count: int) -> Iterator[int]:
-        """Records the seeds `first_seed .. first_seed + count - 1` into one shard, which appears when it is whole.
-
-        Yields:
-          the number of successes so far, after each seed.
-        """
-        records = []
-        for seed in range(first_seed, first_seed + count):
-            episode = self.episode(seed)
-            if episode is not None:
-                records.append(episode)
-            yield len(records)
-        disk.write_shard(Path(folder), first_seed, records)
-
-    def close(self) -> None:
-        """Frees the simulator."""
-        self.simulator.close()
-
-    def _png(self) -> bytes:
-        return png(self.simulator.picture()[0].cpu().numpy())
-
-
-def png(picture: np.ndarray) -> bytes:
-    """A picture, uint8 [H, W, 3], as a lossless PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=3)
-    return file.getvalue()
-
-
-def numbers(tensor: Any) -> np.ndarray:
-    """The first row of a torch tensor as a float32 array of its own."""
-    return tensor[0].cpu().numpy().astype(np.float32).copy()
+        return take.record(seed)

@@ -5,16 +5,14 @@ successes are used.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from par_jax.data import episodes as disk
 from par_jax.errors import UserError
-from par_jax.sim.recorder import numbers, png
-from par_jax.sim.simulator import Simulator
+from par_jax.sim.filming import Filming, Take
 from par_jax.tasks import CAMERAS, get_robot, get_task
 
 
@@ -83,7 +81,7 @@ def _succeeded(file: Any, episode: dict[str, Any]) -> bool:
     return bool(episode.get("success", False))
 
 
-class Replayer:
+class Replayer(Filming):
     """Makes demonstrations from a trajectory file; lives in a worker process."""
 
     def __init__(
@@ -106,12 +104,11 @@ class Replayer:
         """
         self.path = Path(path)
         self.index = read_index(self.path, task, control_mode, cameras)
-        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
+        super().__init__(task, control_mode, picture_size, device, cameras)
 
     def episode(self, number: int) -> dict[str, np.ndarray]:
         """The `number`-th successful trajectory as a record of `par_jax.data.episodes` (without `executed`)."""
         import h5py
-        import torch
 
         entry = self.index[number]
         seed = entry.get("episode_seed", entry["episode_id"])
@@ -124,31 +121,27 @@ class Replayer:
             raise UserError(
                 f"{self.path} has actions of {actions.shape[1]} numbers, this robot takes {self.simulator.action_dim}"
             )
-        qpos, files = [], []
-        for step in range(len(actions) + 1):
-            state = _map(lambda x, at=step: torch.from_numpy(np.array(x[at], np.float32))[None], states)
-            try:
-                self.simulator.env.set_state_dict(state)
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise UserError(
-                    f"{self.path}: the recorded state does not fit this ManiSkill's {self.simulator.task}: {error}"
-                ) from error
-            qpos.append(numbers(self.simulator.qpos()))
-            files.append(png(self.simulator.picture()[0].cpu().numpy()))
-        return {
-            "action": actions,
-            "qpos": np.stack(qpos),
-            "seed": np.array([int(np.ravel(seed)[0])], np.int64),
-            **disk.join_pictures(files),
-        }
+        self._set(states, 0)
+        take = Take(self.simulator)
+        for step, action in enumerate(actions):
+            self._set(states, step + 1)
+            take.add(action)
+        return take.record(int(np.ravel(seed)[0]))
 
-    def block(self, folder: str, first: int, count: int) -> Iterator[int]:
-        """As `par_jax.sim.recorder.Recorder.block`, for the successful trajectories `first .. first + count - 1`."""
-        records = []
-        for number in range(first, min(first + count, len(self.index))):
-            records.append(self.episode(number))
-            yield len(records)
-        disk.write_shard(Path(folder), first, records)
+    def _set(self, states: Any, step: int) -> None:
+        import torch
+
+        state = _map(lambda x: torch.from_numpy(np.array(x[step], np.float32))[None], states)
+        try:
+            self.simulator.env.set_state_dict(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{self.path}: the recorded state does not fit this ManiSkill's {self.simulator.task}: {error}"
+            ) from error
+
+    def numbers(self, first: int, count: int) -> range:
+        """The trajectories `first .. first + count - 1`, as many as there are."""
+        return range(first, min(first + count, len(self.index)))
 
 
 def _tree(group: Any) -> Any:

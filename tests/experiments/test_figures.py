@@ -14,13 +14,13 @@ from experiments import figures
 from experiments.report import pictures
 from experiments.report.frames import ending, strip
 from par_jax import evaluation, quality, recording
-from par_jax.checkpoint import write_json
 from par_jax.config import to_dict
 from par_jax.errors import UserError
 from par_jax.evaluation import Trial
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.video import Film
+from par_jax.workdir import write_json
 from tests.demos import SMALL, make_run
 
 pytestmark = pytest.mark.usefixtures("hasty")

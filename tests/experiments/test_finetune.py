@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from experiments import devices, finetune, training
-from par_jax.checkpoint import flatten, load_params
+from par_jax.checkpoint import load_params
 from par_jax.config import PRESETS, TINY
 from par_jax.errors import UserError
 from par_jax.nn.stack import KEPT
+from par_jax.trees import flatten
 from tests.demos import SMALL, make_demos
 from tests.flags import training_flags
 
@@ -100,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(command, monkeypatch, num
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("par_jax.checkpoint.write_json", fail)
+    monkeypatch.setattr("par_jax.workdir.write_json", fail)
     with pytest.raises(UserError, match=f"cannot write to .*run: {os.strerror(number)}"):
         command()
 

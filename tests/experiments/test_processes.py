@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from par_jax.checkpoint import flatten, load_params
+from par_jax.checkpoint import load_params
+from par_jax.trees import flatten
 from tests.demos import make_demos
 from tests.model.random_vae import make_vae
 from tests.sharded import free_address, virtual

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from par_jax import lora, losses, sampling
-from par_jax.checkpoint import flatten
 from par_jax.config import LoRAConfig, PictureConfig
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
 from par_jax.policy import PhysicalStep, prepared
 from par_jax.train import join, make_optimizer
+from par_jax.trees import flatten
 from tests.model.conftest import SMALL, make_batch, random_params
 from tests.reference.draws import action_noise, policy_draws
 from tests.reference.par import make

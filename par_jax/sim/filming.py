@@ -1,0 +1,97 @@
+"""What fills a demonstration folder shares: one simulator in a worker process, and blocks of episodes on disk."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from par_jax.data import episodes as disk
+from par_jax.sim.simulator import Simulator
+
+
+class Take:
+    """One episode as it is filmed: T actions, and T+1 joint positions and pictures."""
+
+    def __init__(self, simulator: Simulator, pictures: bool = True):
+        """Films the first picture of the simulator's episode; without `pictures`, empty files stand for them."""
+        self.simulator, self.pictures = simulator, pictures
+        self.actions: list[np.ndarray] = []
+        self.executed: list[np.ndarray] = []
+        self.qpos: list[np.ndarray] = []
+        self.files: list[bytes] = []
+        self.see()
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self.actions)
+
+    def see(self) -> None:
+        """Films the simulator as it is now."""
+        self.qpos.append(self.simulator.qpos()[0].cpu().numpy().astype(np.float32).copy())
+        self.files.append(png(self.simulator.picture()[0].cpu().numpy()) if self.pictures else b"")
+
+    def add(self, action: np.ndarray, executed: np.ndarray | None = None) -> None:
+        """Films what came of an action, f32 [A]: what was meant, and what was executed where that is told."""
+        self.actions.append(action)
+        if executed is not None:
+            self.executed.append(executed)
+        self.see()
+
+    def record(self, seed: int) -> dict[str, np.ndarray]:
+        """The record's arrays, as `par_jax.data.episodes` lists them."""
+        return {
+            "action": np.stack(self.actions),
+            **({"executed": np.stack(self.executed)} if self.executed else {}),
+            "qpos": np.stack(self.qpos),
+            "seed": np.array([seed], np.int64),
+            **disk.join_pictures(self.files),
+        }
+
+
+class Filming:
+    """Fills blocks of a demonstration folder from one simulator; lives in a worker process.
+
+    A subclass has `episode(number)`, which gives a record or None where it came to nothing.
+    """
+
+    def __init__(
+        self, task: str, control_mode: str, picture_size: tuple[int, int], device: str, cameras: Sequence[str]
+    ):
+        """Makes the simulator; the arguments are its own."""
+        self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
+
+    def episode(self, number: int) -> dict[str, np.ndarray] | None:
+        """Episode `number` as a record of `par_jax.data.episodes`, or None."""
+        raise NotImplementedError
+
+    def numbers(self, first: int, count: int) -> range:
+        """The episodes of a block."""
+        return range(first, first + count)
+
+    def block(self, folder: str, first: int, count: int) -> Iterator[int]:
+        """Records the episodes `first .. first + count - 1` into one shard, which appears when it is whole.
+
+        Yields:
+          the number of records so far, after each episode.
+        """
+        records: list[dict[str, Any]] = []
+        for number in self.numbers(first, count):
+            record = self.episode(number)
+            if record is not None:
+                records.append(record)
+            yield len(records)
+        disk.write_shard(Path(folder), first, records)
+
+    def close(self) -> None:
+        """Frees the simulator."""
+        self.simulator.close()
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [H, W, 3], as a lossless PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", compress_level=3)
+    return file.getvalue()
