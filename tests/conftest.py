@@ -1,17 +1,11 @@
-"""What all tests share: strict dtypes. That warnings are errors stands in setup.cfg."""
+"""What all tests share: strict dtypes, and programs that are quick to make. Warnings are errors by setup.cfg."""
 
-from collections.abc import Iterator
+import os
 
-import jax
-import pytest
+# Most programs run a few times only. Read when jax is imported, also by the commands that tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import jax  # noqa: E402
 
 # An int32 that meets a float32, or a bfloat16 that meets a float32, is written out or it is a mistake.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-
-@pytest.fixture
-def hasty() -> Iterator[None]:
-    """For programs that run a few times only: code that is quick to make serves best."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -56,7 +56,6 @@ def refuse(*_):
     raise AssertionError("encoded again")
 
 
-@pytest.mark.usefixtures("hasty")
 def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys, monkeypatch):
     monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
     stages.encode(beginning.adopt(run))

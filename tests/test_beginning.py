@@ -28,7 +28,6 @@ CONFIG = dataclasses.replace(
     diffusion=dataclasses.replace(SMALL.diffusion, draws=1),
     train=dataclasses.replace(SMALL.train, steps=2, batch=2, warmup=1),
 )
-pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def _par(config):
@@ -58,7 +57,6 @@ def adapted(first):
     """The same, trained further by adapters."""
     config = dataclasses.replace(CONFIG, lora=LoRAConfig(rank=2))
     run = dataclasses.replace(first, config=config, init=first.workdir, workdir=first.workdir.parent / "adapted")
-    jax.config.update("jax_disable_most_optimizations", True)
     stages.train_policy(beginning.adopt(run))
     return run
 

@@ -19,8 +19,6 @@ from par_jax.policy import Policy
 from par_jax.video import Film
 from tests.demos import SMALL, make_run
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 _META = {
     "stage": "policy",
     "tasks": ["pickcube", "pushcube"],

@@ -15,7 +15,6 @@ from tests.model.conftest import SMALL, make_batch, random_params
 
 LORA = LoRAConfig(rank=3, alpha=6.0)
 ADAPTED = dataclasses.replace(SMALL, lora=LORA)
-pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture(scope="module")

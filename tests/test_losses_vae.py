@@ -1,7 +1,5 @@
 """The VAE's objective: weights that look for what moves, and a loss that training brings down."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +17,6 @@ SMALL = VAEConfig(
     layers_per_block=1,
     norm_num_groups=2,
 )
-
-# These programs run once: code that is quick to make serves better than code that is quick to run.
-HASTY = {"xla_backend_optimization_level": 0}
 
 
 def _pictures(count=8):
@@ -46,7 +41,7 @@ def test_training_brings_the_loss_down():
     optimizer = optax.adam(5e-3)
     pictures = jnp.asarray(_pictures())
 
-    @functools.partial(jax.jit, compiler_options=HASTY)
+    @jax.jit
     def step(params, state, key):
         (_, metrics), gradient = jax.value_and_grad(
             lambda p: vae_loss(nnx.merge(graphdef, p), pictures, key), has_aux=True
@@ -71,7 +66,7 @@ def test_the_weight_chooses_the_pixels():
     window = jnp.zeros((2, 16, 24, 1)).at[:, :8].set(2.0)
     graphdef, params = nnx.split(vae)
 
-    @functools.partial(jax.jit, compiler_options=HASTY)
+    @jax.jit
     def run(weight):
         return vae_loss(nnx.merge(graphdef, params), pictures, jax.random.key(0), weight)[1]
 

@@ -11,8 +11,6 @@ from par_jax.nn.functional import Functional
 from par_jax.policy import Policy
 from tests.model.conftest import SMALL, par, params, random_params  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 STATISTICS = {"low": [-2.0] * 7, "high": [4.0] * 7}
 
 

@@ -25,7 +25,6 @@ CONFIG = dataclasses.replace(
     train=dataclasses.replace(SMALL.train, steps=2, batch=2, warmup=1),
 )
 ACTING = {"action_tokenizer", "action_head"}
-pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def _par(config):
@@ -39,7 +38,6 @@ def pretrained(tmp_path_factory):
     data = make_demos(base / "rollball", task="rollball", source=MOTION), make_demos(base / "pushcube")
     run = Run(("rollball", "pushcube"), changed(CONFIG, VIDEO), data, base / "video", log_every=1)
     make_vae(run.workdir / "vae", CONFIG)
-    jax.config.update("jax_disable_most_optimizations", True)
     stages.train_policy(run)
     return run
 

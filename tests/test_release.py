@@ -23,7 +23,6 @@ from par_jax.trees import flatten
 from tests.demos import SIZE, SMALL, make_demos, make_run
 
 CONFIG = dataclasses.replace(SMALL, lora=LoRAConfig(rank=2))
-pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import pytest
 from par_jax import sampling
 from tests.model.conftest import SMALL, par, params  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 
 def test_frames_have_their_shape_and_depend_on_key_and_condition(par, params):  # noqa: F811
     model, m = par.bind(params), SMALL.model

@@ -20,8 +20,6 @@ from par_jax.train import make_train_step
 from par_jax.workdir import write_json
 from tests.demos import SMALL, TWO_CAMERAS, make_demos
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 
 def make_vae(folder, value, complete=True, stage="vae"):
     """A VAE's folder as training leaves it, with made-up parameters."""

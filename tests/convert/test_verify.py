@@ -61,11 +61,9 @@ def run(recorded, tmp_path, monkeypatch):
     def command(**values):
         defaults = {"checkpoint": checkpoint, "golden": copy, "json": None, "bfloat16": False, "device": "cpu"}
         monkeypatch.setattr(verify, "FLAGS", SimpleNamespace(**defaults | values))
-        jax.config.update("jax_disable_most_optimizations", True)
         try:
             verify.main()
         finally:
-            jax.config.update("jax_disable_most_optimizations", False)
             jax.config.update("jax_default_matmul_precision", None)
 
     return command, copy

@@ -215,7 +215,6 @@ def test_the_real_commands_take_what_they_are_given(command, monkeypatch, tmp_pa
     """Trains a frame VAE and two policies of a few steps; of the rollouts the flags alone are read."""
     monkeypatch.chdir(_ROOT)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     monkeypatch.setattr(ablations, "TRAIN", "tests.small_finetune")
     said = []
 

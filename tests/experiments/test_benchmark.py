@@ -45,7 +45,6 @@ def measure(monkeypatch, tmp_path):
     return call
 
 
-@pytest.mark.usefixtures("hasty")
 def test_it_writes_each_part_its_floors_and_the_peer(measure, capsys, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr("par_jax.bench.peer.MODES", ("eager",))

@@ -20,7 +20,6 @@ from tests.demos import SIZE, SMALL, make_demos, make_run
 
 BATCH = 2
 CONFIG = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, lookahead=2))
-pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,6 @@ from par_jax.video import Film
 from par_jax.workdir import write_json
 from tests.demos import SMALL, make_run
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 _META = {
     "stage": "policy",
     "tasks": ["pushcube"],

@@ -136,12 +136,7 @@ class Runs:
 
     def __init__(self, folder: Path, data: Path):
         self.folder, self.data = folder, data
-        self.environment = {
-            **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # half the time to compile
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        }
+        self.environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
 
     def start(self, name: str, **flags: object) -> subprocess.Popen:
         given = {

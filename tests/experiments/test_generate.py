@@ -54,18 +54,16 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch):
-    """Runs the command; its programs run a few times only, and the same ones again and again."""
+    """Runs the command; its programs are the same ones again and again."""
     monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
 
     def command(name, **values):
         flags = DEFAULTS | {"checkpoint": str(checkpoint), "out": str(tmp_path / name)} | values
         monkeypatch.setattr(generate, "FLAGS", SimpleNamespace(**flags))
-        jax.config.update("jax_disable_most_optimizations", True)
         jax.config.update("jax_compilation_cache_dir", str(checkpoint.parent / "compiled"))
         try:
             generate.main()
         finally:
-            jax.config.update("jax_disable_most_optimizations", False)
             jax.config.update("jax_compilation_cache_dir", None)
             compilation_cache.reset_cache()
         return tmp_path / name

@@ -312,7 +312,6 @@ def test_the_shell_sees_one_sentence_and_a_status():
     assert done.stderr.strip() == "error: unknown task 'foldcloth': choose one of pushcube, pickcube, stackcube"
 
 
-@pytest.mark.usefixtures("hasty")
 def test_a_checkpoint_rolls_out_in_the_real_simulator_the_same_twice(tmp_path, monkeypatch):
     """The robot of an untrained policy flails, but always in the same way."""
     pytest.importorskip("mani_skill")

@@ -18,8 +18,6 @@ from tests.model.conftest import SMALL, make_batch, random_params
 
 N = 3
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 
 def _small(name):
     base = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, lookahead=2, video_depth=1))

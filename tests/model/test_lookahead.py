@@ -19,9 +19,6 @@ CONFIG = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, looka
 L, A = CONFIG.model.chunk, CONFIG.model.action_dim
 
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
-
 @pytest.fixture(scope="module")
 def model():
     make = Functional(lambda rngs: PAR(CONFIG, rngs=rngs))

@@ -111,12 +111,9 @@ def _replayed(name, dtype=jnp.float32):
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch):
-    """These programs run once, so code that is quick to make serves best."""
+def fewer_programs(monkeypatch):
+    """For a frame's visible tokens, two sizes to compile instead of many."""
     monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,14 +3,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from par_jax import losses, sampling
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional
 from tests.model.conftest import make_batch, random_params
-
-pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def _outputs(par, params, batch, alone=False):

@@ -55,8 +55,6 @@ VARIANTS = {
     ),
 }
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 
 def close(ours, theirs, limit=1e-5):
     """Relative to the whole array's size."""

@@ -52,13 +52,9 @@ def _filled(values, tensors):
     return vae
 
 
-# These programs run once: code that is quick to make serves better than code that is quick to run.
-HASTY = {"xla_backend_optimization_level": 0}
-
-
 def _run(vae, method, *args):
     graphdef, state = nnx.split(vae)
-    run = jax.jit(lambda s, *a: getattr(nnx.merge(graphdef, s), method)(*a), compiler_options=HASTY)
+    run = jax.jit(lambda s, *a: getattr(nnx.merge(graphdef, s), method)(*a))
     with jax.default_matmul_precision("highest"):
         return run(state, *args)
 
@@ -161,7 +157,7 @@ def test_a_picture_is_a_clip_of_one_frame(reference):
     frames = _run(vae, "encode_frames", x)
     np.testing.assert_allclose(frames, vae.scale(clip), atol=2e-5)
     graphdef, state = nnx.split(vae)
-    slow = jax.jit(lambda s, z: (m := nnx.merge(graphdef, s)).decoder(m.post_quant_conv(z)), compiler_options=HASTY)
+    slow = jax.jit(lambda s, z: (m := nnx.merge(graphdef, s)).decoder(m.post_quant_conv(z)))
     np.testing.assert_allclose(_run(vae, "decode_frames", frames), slow(state, clip[:, None])[:, 0], atol=2e-4)
     operands = {
         eqn.invars[0].aval.ndim
