@@ -45,7 +45,9 @@ def run(nova, tmp_path_factory):
         par,
         picture=PictureConfig(size=SIZE, crop=SIZE, shift=0),
         model=dataclasses.replace(par.model, action_head_width=16, action_head_depth=1, action_head_heads=2),
-        train=dataclasses.replace(par.train, steps=2, batch=2, packages=2, warmup=1, learning_rate=1e-6),
+        train=dataclasses.replace(
+            par.train, steps=2, batch=2, packages=2, warmup=1, learning_rate=1e-6, dtype="float32"
+        ),
         diffusion=dataclasses.replace(par.diffusion, draws=1, action_steps=2, frame_sets=2, frame_steps=2),
     )
     data = make_demos(base / "data", size=SIZE)

@@ -57,27 +57,34 @@ def test_videos_without_actions_come_out_as_novas(rotary):
     latents = jnp.asarray(rng.normal(size=(2, FRAMES, 8, 12, 4)), jnp.float32)
     actions = jnp.asarray(rng.normal(size=(2, FRAMES, 3, 8)), jnp.float32)
     text = jnp.zeros((2, 0, config.width))
-    wanted = nova.bind(pretrained).encode_clip(text, latents)
-
-    model = par.bind(params)
-    time = jnp.arange(FRAMES, dtype=jnp.float32) - 1
-    known = jnp.ones((2, FRAMES), bool)
-    # The begin-of-video frame, which PAR does without, in the place of a first frame.
-    shifted = jnp.concatenate([jnp.zeros_like(latents[:, :1]), latents[:, :-1]], axis=1)
-    packages = model.physical_tokens(shifted, actions, known, jnp.broadcast_to(time, (2, FRAMES)))
-    first = nova.bind(pretrained).positioned(
-        jnp.broadcast_to(pretrained["begin"], (2, 1, 6, config.width)), jnp.zeros(1, jnp.int32), FRAMES
-    )
-    packages = packages.at[:, 0, :6].set(first[:, 0])
-    times = jnp.broadcast_to(time, (2, FRAMES))
-    seen = model.video_encoder(text, packages, times, silent=jnp.ones(2, bool))[:, :, :6]
-    np.testing.assert_allclose(seen, wanted, rtol=0, atol=2e-6)
-    aware = model.video_encoder(text, packages, times)[:, :, :6]
-    assert not np.allclose(aware[:, 1:], wanted[:, 1:], atol=1e-3)
-
     tokens = jnp.asarray(rng.normal(size=(2, 24, 16)), jnp.float32)
-    frame = (tokens, wanted[:, 0], jnp.arange(24)[None].repeat(2, 0), jnp.array([5, 9]))
-    np.testing.assert_array_equal(model.frame_encoder(*frame), nova.bind(pretrained).frame_encoder(*frame))
+    order, count = np.tile(np.arange(24), (2, 1)), np.array([5, 9])
+
+    @jax.jit
+    def theirs(pretrained):
+        model = nova.bind(pretrained)
+        begin = jnp.broadcast_to(pretrained["begin"], (2, 1, 6, config.width))
+        first = model.positioned(begin, jnp.zeros(1, jnp.int32), FRAMES)
+        made = model.encode_clip(text, latents)
+        return first, made, model.frame_encoder(tokens, made[:, 0], order, count)
+
+    @jax.jit
+    def ours(params, first, condition):
+        model = par.bind(params)
+        times = jnp.broadcast_to(jnp.arange(FRAMES, dtype=jnp.float32) - 1, (2, FRAMES))
+        # The begin-of-video frame, which PAR does without, in the place of a first frame.
+        shifted = jnp.concatenate([jnp.zeros_like(latents[:, :1]), latents[:, :-1]], axis=1)
+        packages = model.physical_tokens(shifted, actions, jnp.ones((2, FRAMES), bool), times)
+        packages = packages.at[:, 0, :6].set(first[:, 0])
+        seen = model.video_encoder(text, packages, times, silent=jnp.ones(2, bool))[:, :, :6]
+        aware = model.video_encoder(text, packages, times)[:, :, :6]
+        return seen, aware, model.frame_encoder(tokens, condition, order, count)
+
+    first, wanted, frame = theirs(pretrained)
+    seen, aware, same = ours(params, first, wanted[:, 0])
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=2e-6)
+    assert not np.allclose(aware[:, 1:], wanted[:, 1:], atol=1e-3)
+    np.testing.assert_array_equal(same, frame)
 
 
 def test_the_papers_model_takes_all_but_the_action_parts():

@@ -64,12 +64,12 @@ class Motions(Filming):
         super().__init__(task, control_mode, picture_size, device, cameras)
         self.hand = make_hand(self.simulator)
 
-    def episode(self, seed: int) -> dict[str, np.ndarray]:
+    def episode(self, seed: int, pictures: bool = True) -> dict[str, np.ndarray]:
         """One video, as `Recorder.episode` gives a demonstration; its actions are what the arm happened to do."""
         simulator = self.simulator
         simulator.reset([seed])
         wander = Wander(simulator.env, seed)
-        take = Take(simulator)
+        take = Take(simulator, pictures)
         for _ in range(STEPS):
             action = self.hand(wander())
             simulator.step(action)

@@ -231,6 +231,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, flags, environme
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_real_demonstrations_do_not_depend_on_the_workers(tmp_path, monkeypatch):
     """The real simulator: one worker, and two of which each makes other blocks, give the same bytes."""
     monkeypatch.setattr(disk, "BLOCK", 1)

@@ -193,7 +193,7 @@ def test_other_settings_are_refused_until_overwritten(command):
 def test_another_checkpoint_is_refused(command, monkeypatch):
     command(episodes=2)
     monkeypatch.setattr(FakePolicy, "params", {"kernel": np.ones(4, np.float32)})
-    with pytest.raises(UserError, match="trees.checksum"):
+    with pytest.raises(UserError, match="checkpoint.checksum"):
         command(episodes=2)
 
 

@@ -12,7 +12,7 @@ def recorder(simulators, monkeypatch):
     """Recorders on the shared simulators."""
 
     def make(task, control_mode="pd_joint_pos", noise=True):
-        monkeypatch.setattr("par_jax.sim.recorder.Simulator", lambda *args, **kwargs: simulators(task, control_mode))
+        monkeypatch.setattr("par_jax.sim.filming.Simulator", lambda *args, **kwargs: simulators(task, control_mode))
         return Recorder(task, control_mode, noise=noise)
 
     return make

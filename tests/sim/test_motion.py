@@ -7,14 +7,13 @@ from par_jax.tasks import SCENES
 
 @pytest.fixture
 def motions(simulators, monkeypatch):
-    """Videos of the shared simulator, whose pictures are not drawn."""
-    monkeypatch.setattr("par_jax.sim.motion.Simulator", lambda *args, **kwargs: simulators("pushcube"))
-    monkeypatch.setattr(Motions, "_png", lambda self: b"")
+    """Videos of the shared simulator."""
+    monkeypatch.setattr("par_jax.sim.filming.Simulator", lambda *args, **kwargs: simulators("pushcube"))
     return Motions("pushcube")
 
 
 def test_a_video_is_its_seed_s(motions):
-    first, other, again = (motions.episode(seed) for seed in (3, 4, 3))
+    first, other, again = (motions.episode(seed, pictures=False) for seed in (3, 4, 3))
     assert first["action"].shape == (STEPS, 8) and first["qpos"].shape == (STEPS + 1, 9)
     assert set(first) == set(again)
     for name, array in first.items():
@@ -23,7 +22,7 @@ def test_a_video_is_its_seed_s(motions):
 
 
 def test_the_arm_goes_about_and_nothing_is_refused(motions):
-    made = [motions.episode(seed)["qpos"] for seed in range(4)]
+    made = [motions.episode(seed, pictures=False)["qpos"] for seed in range(4)]
     assert all(np.ptp(qpos[:, :7], axis=0).max() > 0.15 for qpos in made)
     assert max(np.ptp(qpos[:, 7]) for qpos in made) > 0.02, "the fingers move too"
 

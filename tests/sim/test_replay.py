@@ -61,7 +61,7 @@ def test_only_the_success_is_listed(recorded):
 
 def test_replayed_states_give_the_recorded_pictures(recorded, simulators, monkeypatch):
     path, pictures = recorded
-    monkeypatch.setattr("par_jax.sim.replay.Simulator", lambda *args, **kwargs: simulators("pickcube"))
+    monkeypatch.setattr("par_jax.sim.filming.Simulator", lambda *args, **kwargs: simulators("pickcube"))
     episode = Replayer(str(path), "pickcube", "pd_joint_pos", (64, 96)).episode(0)
     with h5py.File(path) as file:
         np.testing.assert_array_equal(episode["action"], file["traj_0/actions"])
@@ -89,7 +89,7 @@ def test_the_whole_way_to_a_data_folder(recorded, tmp_path):
 def test_a_recording_can_be_seen_through_other_cameras(recorded, simulators, monkeypatch):
     """The base camera beside the render camera: it hides neither the cube nor the goal."""
     simulator = simulators("pickcube", cameras=("base", "render"))
-    monkeypatch.setattr("par_jax.sim.replay.Simulator", lambda *args, **kwargs: simulator)
+    monkeypatch.setattr("par_jax.sim.filming.Simulator", lambda *args, **kwargs: simulator)
     path, pictures = recorded
     episode = Replayer(str(path), "pickcube", "pd_joint_pos", (64, 96), cameras=("base", "render")).episode(0)
     first = Image.open(BytesIO(episode["picture_bytes"][: episode["picture_ends"][0]].tobytes()))
