@@ -7,5 +7,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 
+from par_jax.model import frame_encoder  # noqa: E402
+
 # An int32 that meets a float32, or a bfloat16 that meets a float32, is written out or it is a mistake.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Two sizes of a frame's known part to compile instead of sixteen.
+frame_encoder.BUCKETS = 2

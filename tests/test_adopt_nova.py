@@ -14,7 +14,6 @@ from par_jax import beginning, language, pretrained, stages
 from par_jax.checkpoint import load_params
 from par_jax.config import PRESETS, PictureConfig
 from par_jax.errors import UserError
-from par_jax.model import frame_encoder
 from par_jax.policy import Policy
 from par_jax.runs import Run
 from par_jax.tasks import get_task
@@ -59,7 +58,6 @@ def refuse(*_):
 
 
 def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys, monkeypatch):
-    monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
     stages.encode(beginning.adopt(run))
     monkeypatch.setattr(beginning, "embed_prompts", refuse)  # all that is done ahead
     monkeypatch.setattr(stages, "make_encode", lambda *_: refuse)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,14 @@ def adapted():
     return Functional(lambda rngs: PAR(ADAPTED, rngs=rngs))
 
 
-def _loss(functional, params):
+@functools.cache
+def _jitted(functional):
     batch = make_batch(SMALL, n=2)
-    return jax.jit(lambda p: losses.policy_loss(functional.bind(p), batch, jax.random.key(1))[0])(params)
+    return jax.jit(lambda params: losses.policy_loss(functional.bind(params), batch, jax.random.key(1))[0])
+
+
+def _loss(functional, params):
+    return _jitted(functional)(params)
 
 
 def test_fresh_adapters_change_no_output(plain, adapted):

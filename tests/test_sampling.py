@@ -8,12 +8,11 @@ from tests.model.conftest import SMALL, par, params  # noqa: F401
 
 
 def test_frames_have_their_shape_and_depend_on_key_and_condition(par, params):  # noqa: F811
-    model, m = par.bind(params), SMALL.model
-    z_o = jax.random.normal(jax.random.key(0), (2, SMALL.frame_tokens, m.width))
+    decode = jax.jit(lambda params, *given: sampling.decode_frame(par.bind(params), *given))
+    z_o = jax.random.normal(jax.random.key(0), (2, SMALL.frame_tokens, SMALL.model.width))
     keys, others = jax.random.split(jax.random.key(0)), jax.random.split(jax.random.key(1))
     frame, same, other_key, other_z, alone = (
-        sampling.decode_frame(model, z, k)
-        for z, k in ((z_o, keys), (z_o, keys), (z_o, others), (2 * z_o, keys), (z_o[1:], keys[1:]))
+        decode(params, z, k) for z, k in ((z_o, keys), (z_o, keys), (z_o, others), (2 * z_o, keys), (z_o[1:], keys[1:]))
     )
     assert frame.shape == (2, *SMALL.latent_size, SMALL.vae.latent_channels)
     assert jnp.all(frame == same) and not jnp.any(frame == other_key) and not jnp.any(frame == other_z)

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from convert import verify
 from convert.nova_to_flax import convert
 from par_jax.errors import UserError
-from par_jax.model import frame_encoder
 from tests.reference import nova
 
 CONFIG = {
@@ -54,7 +53,6 @@ def recorded(tmp_path_factory, published):
 @pytest.fixture
 def run(recorded, tmp_path, monkeypatch):
     """Runs the command on a copy of the recordings that a test may change."""
-    monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
     checkpoint, golden = recorded
     copy = shutil.copytree(golden, tmp_path / "golden")
 

@@ -21,6 +21,7 @@ from tests.demos import TWO_CAMERAS  # noqa: E402
 from tests.flags import ROLLOUT_FLAGS  # noqa: E402
 
 
+@pytest.mark.slow
 def test_two_cameras_all_the_way(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "BLOCK", 1)
     cameras, size = TWO_CAMERAS.picture.cameras, TWO_CAMERAS.picture.size

@@ -15,7 +15,6 @@ from convert.published import PRESETS
 from convert.random_nova import write_random
 from experiments import generate
 from par_jax.errors import UserError
-from par_jax.model import frame_encoder
 
 DEFAULTS = {
     "prompt": "push the cube",
@@ -55,7 +54,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch):
     """Runs the command; its programs are the same ones again and again."""
-    monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
 
     def command(name, **values):
         flags = DEFAULTS | {"checkpoint": str(checkpoint), "out": str(tmp_path / name)} | values

@@ -18,6 +18,8 @@ from tests.sharded import free_address, virtual
 from tests.small_finetune import BLIND
 
 _ROOT = Path(__file__).parents[2]
+# The same in less time, without the command: tests/test_sharding.py.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from flax import traverse_util
 from convert import models, replay, rules
 from convert.apply import apply
 from par_jax.config import NovaConfig
-from par_jax.model import frame_encoder
 
 torch = pytest.importorskip("torch")
 from tests.reference import nova  # noqa: E402  (needs torch)
@@ -108,12 +107,6 @@ def _replayed(name, dtype=jnp.float32):
         made = list(replay.transformer(config, scheduling, params, io, info))
     assert not io.unknown()
     return {one.name: (_error(one.ours, one.recorded), one.limit) for one in made}
-
-
-@pytest.fixture(autouse=True)
-def fewer_programs(monkeypatch):
-    """For a frame's visible tokens, two sizes to compile instead of many."""
-    monkeypatch.setattr(frame_encoder, "BUCKETS", 2)
 
 
 @pytest.mark.parametrize("name", CASES)
