@@ -1,13 +1,12 @@
 """A folder that appears whole or not at all: written beside its place and renamed at the end."""
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from par_jax.errors import UserError, is_full_disk
+from par_jax.locks import locked
 
 
 def refuse_nested(src: Path | str, out: Path | str) -> None:
@@ -37,19 +36,12 @@ def whole(out: Path | str, overwrite: bool, mark: str) -> Iterator[Path]:
     """
     out = Path(out).resolve()
     part, old = (out.with_name(f".{out.name}.{suffix}") for suffix in ("part", "old"))
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        handle = os.open(part, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process writes {out}: wait for it, or end it") from error
+            held.enter_context(locked(part, f"another process writes {out}: wait for it, or end it"))
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out") from error
         yield from _filled(out, part, old, overwrite, mark)
-    finally:
-        os.close(handle)
 
 
 def _filled(out: Path, part: Path, old: Path, overwrite: bool, mark: str) -> Iterator[Path]:

@@ -21,10 +21,10 @@ from jax.sharding import Mesh
 from par_jax import processes, sharding
 from par_jax.checkpoint import Checkpoints
 from par_jax.errors import UserError, is_full_disk
+from par_jax.locks import locked
 from par_jax.metrics import Metrics, Silence, describe
 from par_jax.train import TrainState, TrainStep, Tree
 from par_jax.trees import flatten
-from par_jax.workdir import locked
 
 
 class DataIterator(Protocol):
@@ -103,8 +103,9 @@ def fit(
     Raises:
       UserError: the loss is not finite, the disk is full, or the checkpoints are damaged or of another model.
     """
+    taken = f"another process trains in {workdir}: wait for it, or end it"
     with contextlib.ExitStack() as held:
-        processes.in_turn(lambda: held.enter_context(locked(workdir)) if processes.leads() else None)
+        processes.in_turn(lambda: held.enter_context(locked(workdir, taken)) if processes.leads() else None)
         checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, keep)))
         step, sums, count = 0, {}, 0
         restored = checkpoints.restore(jax.eval_shape(first_state) if shapes is None else shapes)

@@ -1,10 +1,7 @@
-"""A run's folder: its `config.json`, and that one process at a time works in it."""
+"""A run's folder and its `config.json`."""
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from par_jax import config as config_lib
@@ -90,25 +87,6 @@ def _completed(values: dict) -> dict:
         return config_lib.to_dict(config_lib.from_dict(values))
     except TypeError:
         return values
-
-
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds a run's folder for this process; the lock ends with the process, however that ends.
-
-    Raises:
-      UserError: another process trains in the folder.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    handle = os.open(workdir, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process trains in {workdir}: wait for it, or end it") from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def config_of(meta: dict, folder: Path | str) -> config_lib.Config:

@@ -12,7 +12,7 @@ _ROOT = Path(__file__).parent.parent
 # A module may import only from the rows above its own, and from its own package.
 _LAYERS = (
     {"errors", "config"},
-    {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation", "quality"},
+    {"types", "tasks", "diffusion", "variants", "metrics", "normalise", "evaluation", "quality", "locks"},
     {"video", "versions", "tokenizer", "processes"},
     {"nn", "trees", "workdir", "recording"},
     {"checkpoint"},

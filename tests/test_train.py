@@ -12,9 +12,9 @@ import pytest
 
 from par_jax.checkpoint import Checkpoints
 from par_jax.errors import UserError
+from par_jax.locks import locked
 from par_jax.train import decayed, init_state, make_train_step, schedule
 from par_jax.trees import flatten
-from par_jax.workdir import locked
 from tests.toys import TOY, Trips, batches, first_state, loss, train
 
 
@@ -125,7 +125,7 @@ def test_a_full_disk_says_so_and_the_last_checkpoint_stands(tmp_path, monkeypatc
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(UserError, match="another process"):
+    with locked(tmp_path, ""), pytest.raises(UserError, match="another process"):
         train(tmp_path)
 
 

@@ -5,9 +5,7 @@ What is written depends on the settings alone: not on the number of workers, nor
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
-import os
 import platform
 import signal
 import time
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from par_jax.data import episodes as disk
 from par_jax.data.episodes import MOTION
 from par_jax.errors import UserError
+from par_jax.locks import locked
 from par_jax.sim import vulkan
 from par_jax.sim.simulator import SHADER, resolve_device
 from par_jax.sim.workers import Worker
@@ -131,25 +130,6 @@ def _whole_shards(folder: Path, listed: dict[str, int]) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Holds a folder's lock, which goes with the process.
-
-    Raises:
-      UserError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another experiments.collect is writing to {folder}: wait for it") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM as Ctrl-C, so that clean-up runs."""
 
@@ -190,7 +170,8 @@ def collect(settings: Settings, folder: Path, episodes: int, workers: int) -> st
         episodes = min(episodes, len(index))
     vulkan.check(described["device"])
     began = time.monotonic()
-    with only_one(folder), terminate_as_interrupt():
+    taken = f"another experiments.collect is writing to {folder}: wait for it"
+    with locked(folder, taken), terminate_as_interrupt():
         meta = open_folder(folder, described)
         meta["episodes_wanted"] = episodes
         meta["complete"] = sum(meta["shards"].values()) >= episodes

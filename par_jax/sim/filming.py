@@ -1,5 +1,6 @@
 """What fills a demonstration folder shares: one simulator in a worker process, and blocks of episodes on disk."""
 
+import abc
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,10 +52,10 @@ class Take:
         }
 
 
-class Filming:
+class Filming(abc.ABC):
     """Fills blocks of a demonstration folder from one simulator; lives in a worker process.
 
-    A subclass has `episode(number)`, which gives a record or None where it came to nothing.
+    A subclass says what one episode is.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class Filming:
         """Makes the simulator; the arguments are its own."""
         self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
 
+    @abc.abstractmethod
     def episode(self, number: int) -> dict[str, np.ndarray] | None:
-        """Episode `number` as a record of `par_jax.data.episodes`, or None."""
-        raise NotImplementedError
+        """Episode `number` as a record of `par_jax.data.episodes`, or None where it came to nothing."""
 
     def numbers(self, first: int, count: int) -> range:
         """The episodes of a block."""

@@ -15,6 +15,7 @@ from experiments.collect import picture_size  # noqa: E402
 from par_jax.data import episodes as disk  # noqa: E402
 from par_jax.data.episodes import Episodes  # noqa: E402
 from par_jax.errors import UserError  # noqa: E402
+from par_jax.locks import locked  # noqa: E402
 from par_jax.sim import collect  # noqa: E402
 from par_jax.sim.collect import Settings  # noqa: E402
 
@@ -163,7 +164,7 @@ def test_a_folder_of_something_else_is_not_touched(fake, tmp_path):
 
 
 def test_two_at_once_are_refused(fake, tmp_path):
-    with collect.only_one(tmp_path / "out"), pytest.raises(UserError, match="another experiments.collect"):
+    with locked(tmp_path / "out", ""), pytest.raises(UserError, match="another experiments.collect"):
         collect.collect(SMALL, tmp_path / "out", 5, 1)
 
 

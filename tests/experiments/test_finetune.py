@@ -218,6 +218,7 @@ def test_a_run_writes_all_that_a_rollout_needs(runs):
     assert all(np.isfinite(value) for line in seen for value in list(line.values())[2:])
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_in_both_stages_it_ends_as_if_never_stopped(runs):
     assert "stopped at step" in runs.stop("stopped", signal.SIGINT, 2, "vae")
     runs.stop("stopped", signal.SIGKILL, 8)
