@@ -37,7 +37,7 @@ demo: venv
 	$(BIN)/python -m experiments.curves --workdir=$(DEMO_RUN) --rollout=$(DEMO_OUT)
 
 test: venv lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist=loadfile -m "not slow" --durations=10
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow

@@ -78,6 +78,7 @@ def test_a_prompt_and_a_seed_make_a_picture(run):
     assert (first == again).all() and (first != other_seed).any() and (first != other_prompt).any()
 
 
+@pytest.mark.slow
 def test_a_picture_begins_a_clip(run, tmp_path):
     ramp = np.linspace(0, 255, 300 * 400 * 3).reshape(300, 400, 3).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "first.png")

@@ -24,7 +24,17 @@ def _small(name):
     return vary(base, "full", name) if name in POLICIES else vary(base, name)
 
 
-@pytest.fixture(scope="module", params=sorted({*VARIANTS, *POLICIES} - {"full", "from_scratch", "par"}))
+# Those that have no code of their own but are parts of others.
+_LIKE_OTHERS = {"dp", "no_history", "no_lookahead"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in _LIKE_OTHERS else [])
+        for name in sorted({*VARIANTS, *POLICIES} - {"full", "from_scratch", "par"})
+    ],
+)
 def made(request):
     config = _small(request.param)
     make = Functional(lambda rngs: PAR(config, rngs=rngs))
