@@ -112,7 +112,7 @@ def alone(tmp_path_factory):
     ("mesh", "devices", "processes"),
     [
         ("data:4,fsdp:2", 8, 1),
-        ("data:2,fsdp:2", 2, 2),
+        pytest.param("data:2,fsdp:2", 2, 2, marks=pytest.mark.slow),
         pytest.param("data:8", 8, 1, marks=pytest.mark.slow),
         pytest.param("fsdp:8", 8, 1, marks=pytest.mark.slow),
     ],
