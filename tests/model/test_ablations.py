@@ -24,7 +24,7 @@ def _small(name):
     return vary(base, "full", name) if name in POLICIES else vary(base, name)
 
 
-# Those that have no code of their own but are parts of others.
+# What they switch off, bct or no_transformer switches off as well; the rest are sizes.
 _LIKE_OTHERS = {"dp", "no_history", "no_lookahead"}
 
 

@@ -90,12 +90,6 @@ def case(request):
     return Case(VARIANTS[request.param])
 
 
-# Adapters, look-ahead and two cameras in one; the others' losses lack some of it.
-most = pytest.mark.parametrize(
-    "case", ["physgen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tiny", "par"))], indirect=True
-)
-
-
 def test_the_cached_pass_and_the_whole_step_beyond_the_context(case):
     """From pictures to actions, five packages through a window of three; the look-ahead travels in the cache. Our
     weights are prepared for acting, as a policy's are.
@@ -140,7 +134,11 @@ def test_the_pass_over_all_packages_and_the_cached_one_agree(case):
                 close(a, b)
 
 
-@most
+# One always: adapters, look-ahead, two cameras. The passes above compare the others' positions and prompts; that
+# rematerialisation has PyTorch's gradients is for the slow tests.
+@pytest.mark.parametrize(
+    "case", ["physgen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tiny", "par"))], indirect=True
+)
 def test_the_loss_its_gradients_and_what_adamw_makes_of_them(case):
     config, batch, key = case.config, case.batch, jax.random.key(4)
     draws = tensors(jax.jit(lambda key: policy_draws(config, 2, STEPS, key))(key))
