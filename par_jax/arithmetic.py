@@ -31,6 +31,11 @@ class Arithmetic:
         """A transformer's linear layers on `rows` tokens."""
         return 24 * depth * rows * self.model.width**2
 
+    def final(self, rows: int) -> int:
+        """The video encoder's last layer in a step on `rows` tokens, behind their queries, keys and values."""
+        window = self.text + self.model.context * self.package
+        return (18 * self.model.width**2 + 4 * window * self.model.width) * rows if self.depth else 0
+
     def attention(self, depth: int, rows: int, seen: int) -> int:
         """A transformer's attention of `rows` tokens to `seen`."""
         return 4 * depth * rows * seen * self.model.width
@@ -59,6 +64,7 @@ class Arithmetic:
         inside = max(m.video_patch**2 * self.config.vae.latent_channels, m.action_tokenizer_width)
         window = self.text + m.context * self.package
         transformer = self.linear(self.depth, self.package) + self.attention(self.depth, self.package, window)
+        transformer -= self.final(self.frame)
         return {
             "tokenizers": batch * 2 * self.package * m.width * inside,
             "transformer": batch * transformer,
@@ -69,7 +75,7 @@ class Arithmetic:
         """Predicting one robot's next frame, set by set."""
         if not self.model.predict_frames:
             return 0
-        known, total = 0, 0
+        known, total = 0, self.final(self.frame)
         for size in set_sizes(self.fine, self.config.diffusion.frame_sets):
             total += sum(self.frame_encoder(self.frame + known))
             total += self.config.diffusion.frame_steps * self.frame_head(size)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 
 from par_jax.errors import UserError
 
-Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+Denoiser = Callable[[jax.Array, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +35,22 @@ class Chain:
     def __getitem__(self, part: slice) -> "Chain":
         return Chain(*(getattr(self, field.name)[part] for field in dataclasses.fields(self)))
 
-    def run(self, denoise: Denoiser, x: jax.Array, draws: jax.Array) -> jax.Array:
+    def run(self, denoise: Denoiser, x: jax.Array, draws: jax.Array, told: Any = None) -> jax.Array:
         """Runs the chain.
 
         Args:
           denoise: (x, timestep []) -> prediction, shaped as x.
           x: where the chain starts, pure noise for the whole chain.
           draws: a key; or each step's noise, [N, *x.shape].
+          told: what the denoiser gets instead of the timesteps: a pytree of arrays [N, ..].
         """
-        columns = (self.timesteps, self.keep, self.push, self.spread)
-        rows = tuple(jnp.asarray(column, jnp.float32) for column in columns)
+        rows = tuple(jnp.asarray(column, jnp.float32) for column in (self.keep, self.push, self.spread))
+        told = jnp.asarray(self.timesteps, jnp.float32) if told is None else told
         keyed = jnp.issubdtype(draws.dtype, jax.dtypes.prng_key)
         noisy = bool(self.spread.any())
 
         def body(x: jax.Array, row: tuple) -> tuple[jax.Array, None]:
-            (t, keep, push, spread), draw = row
+            (keep, push, spread), t, draw = row
             y = keep.astype(x.dtype) * x + push.astype(x.dtype) * denoise(x, t)
             if noisy:
                 noise = jax.random.normal(draw, x.shape, x.dtype) if keyed else draw.astype(x.dtype)
@@ -57,7 +58,7 @@ class Chain:
             return y, None
 
         draws = jax.random.split(draws, len(self)) if keyed else draws
-        return jax.lax.scan(body, x, (rows, draws if noisy else None))[0]
+        return jax.lax.scan(body, x, (rows, told, draws if noisy else None))[0]
 
 
 def ddpm_chain(

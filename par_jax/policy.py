@@ -70,18 +70,19 @@ class PhysicalStep:
 
         Returns:
           The cache, the next chunk [B, L, A] and the look-ahead [B, (M-1) * L, A], both float32 and scaled; and
-          Z_O [B, K_o, E] for `predict`.
+          [B, K_o, E] for `predict`.
         """
         model = self._par.bind(params["par"])
         dtype = _dtype(params)
         eye = {name: tree for name, tree in params["vae"].items() if name not in DECODER}
         latents = self._eye.bind(eye).encode_frames(to_unit(pictures).astype(dtype))
-        cache, actions, ahead, z_o = sampling.act(model, cache, latents, executed.astype(dtype), keys)
-        return cache, actions.astype(jnp.float32), ahead.astype(jnp.float32), z_o
+        cache, actions, ahead, waiting = sampling.act(model, cache, latents, executed.astype(dtype), keys)
+        return cache, actions.astype(jnp.float32), ahead.astype(jnp.float32), waiting
 
-    def predict(self, params: dict, z_o: jax.Array, keys: jax.Array) -> jax.Array:
-        """The next frame: Z_O [B, K_o, E] and keys [B] -> uint8 [B, h, w, 3]."""
-        latents = sampling.decode_frame(self._par.bind(params["par"]), z_o, keys)
+    def predict(self, params: dict, cache: KVCache, waiting: jax.Array, keys: jax.Array) -> jax.Array:
+        """The next frame, after `act`: its cache, [B, K_o, E] and keys [B] -> uint8 [B, h, w, 3]."""
+        model = self._par.bind(params["par"])
+        latents = sampling.decode_frame(model, sampling.frame_condition(model, cache, waiting), keys)
         pictures = self._vae.bind(params["vae"]).decode_frames(latents).astype(jnp.float32)
         return jnp.clip(jnp.round((pictures + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
@@ -141,11 +142,11 @@ class Policy:
 
         def act(params: dict, carry: Carry, picture: jax.Array) -> tuple[Carry, jax.Array, jax.Array]:
             key, now = jax.random.split(carry.key)
-            cache, actions, _, z_o = step_of.act(params, carry.cache, picture[None], carry.executed, now[None])
-            return Carry(cache, actions, key), actions[0] * half + centre, z_o
+            cache, actions, _, waiting = step_of.act(params, carry.cache, picture[None], carry.executed, now[None])
+            return Carry(cache, actions, key), actions[0] * half + centre, waiting
 
-        def predict(params: dict, z_o: jax.Array, key: jax.Array) -> jax.Array:
-            return step_of.predict(params, z_o, key[None])[0]
+        def predict(params: dict, carry: Carry, waiting: jax.Array, key: jax.Array) -> jax.Array:
+            return step_of.predict(params, carry.cache, waiting, key[None])[0]
 
         self._init, self._act, self._predict = jax.jit(init), jax.jit(act, donate_argnums=1), jax.jit(predict)
 
@@ -187,6 +188,6 @@ class Policy:
         """
         predict_frame = predict_frame and self.config.model.predict_frames
         key = jax.random.fold_in(carry.key, 1) if predict_frame else None
-        carry, actions, z_o = self._act(self.params, carry, self.view(picture))
-        predicted = np.asarray(self._predict(self.params, z_o, key)) if predict_frame else None
+        carry, actions, waiting = self._act(self.params, carry, self.view(picture))
+        predicted = np.asarray(self._predict(self.params, carry, waiting, key)) if predict_frame else None
         return carry, actions, Info(predicted)

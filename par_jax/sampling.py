@@ -28,11 +28,18 @@ def step(model: PAR, cache: KVCache, latents: jax.Array, executed: jax.Array) ->
       executed: [B, L, A], the chunk that led to it; not read where the cache is empty.
 
     Returns:
-      The cache, Z_O [B, K_o, E] and Z_A [B, K, E], which condition the next frame and the next chunk.
+      The cache; what `frame_condition` makes Z_O of, [B, K_o, E]; and Z_A [B, K, E], which conditions the next chunk.
     """
     package = model.physical_tokens(latents, executed, cache.time > 0, cache.time.astype(jnp.float32))
-    cache, z = model.video_encoder.step(cache, package)
-    return cache, *model.split(z)
+    return model.video_encoder.step(cache, package)
+
+
+def frame_condition(model: PAR, cache: KVCache, waiting: jax.Array) -> jax.Array:
+    """What conditions the next frame, after a `step` or an `act`: the cache and waiting [B, K_o, E] -> Z_O, likewise.
+
+    It stands apart so that acting alone does not pay for it.
+    """
+    return model.video_encoder.frame(cache, waiting)
 
 
 def act(
@@ -46,14 +53,14 @@ def act(
 
     Returns:
       The cache, the next chunk [B, L, A], the look-ahead [B, (M-1) * L, A] (which the cache holds too), both scaled;
-      and Z_O [B, K_o, E] for `decode_frame`.
+      and [B, K_o, E] for `frame_condition`.
     """
     ahead = Ahead(cache.ahead, cache.time > 0)
-    cache, z_o, z_a = step(model, cache, latents, executed)
+    cache, waiting, z_a = step(model, cache, latents, executed)
     chunk = model.config.model.chunk
     actions = model.action_head.sample(z_a, ahead, keys)
     cache = dataclasses.replace(cache, ahead=actions[:, chunk:].astype(cache.ahead.dtype))
-    return cache, actions[:, :chunk], actions[:, chunk:], z_o
+    return cache, actions[:, :chunk], actions[:, chunk:], waiting
 
 
 def decode_frame(model: PAR, z_o: jax.Array, keys: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from par_jax.nn.functional import Functional
 from par_jax.policy import Policy
 from par_jax.video import Film
 from tests.demos import SMALL, make_run
+from tests.model.conftest import both_conditions
 
 _META = {
     "stage": "policy",
@@ -62,7 +63,7 @@ def test_the_maps_are_of_the_model_that_acted(run, film):
     assert outputs.shape[0] == 8
     for n in range(5):
         latents = vae.bind(policy.params["vae"]).encode_frames(to_unit(film.at(film.looks[n : n + 1])))
-        cache, *z = sampling.step(par.bind(policy.params["par"]), cache, latents, executed)
+        cache, *z = both_conditions(par.bind(policy.params["par"]), cache, latents, executed)
         wanted = jnp.concatenate(z, axis=1)[0]
         assert np.linalg.norm(outputs[n] - wanted) <= 1e-4 * np.linalg.norm(wanted)
         executed = (film.actions[n : n + 1] - 1.0) / 3.0

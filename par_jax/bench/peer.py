@@ -104,11 +104,11 @@ class Peer:
         noise = self.tensor(self._draws.action_noise(self.config, subject.keys, subject.dtype))
         with torch.inference_mode():
             cache = par.start(self.tensor(subject.text))
-        z_a, ahead = (self.tensor(x) for x in (subject.conditions()[1], subject.ahead().actions))
+        z_a, ahead = (self.tensor(x) for x in (subject.condition(), subject.ahead().actions))
         known = self.tensor(subject.ahead().known)
         function, arguments = {
             "frame encoding": (self.actor.vae.forward, (pictures,)),
-            "transformer": (par.step, (cache, latents, executed.to(dtype))),
+            "transformer": (lambda *given: par.step(*given)[1:], (cache, latents, executed.to(dtype))),
             "action head": (par.decide, (z_a, ahead.to(dtype), known, noise)),
             WHOLE: (self.actor.act, (cache, pictures, executed.to(dtype), noise)),
         }[name]

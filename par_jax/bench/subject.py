@@ -121,16 +121,16 @@ class Subject:
         """What calls one of `PARTS`, `WHOLE` or `FRAME` again and again; each call waits for none before it.
 
         Args:
-          name: the whole step gives actions and look-ahead, the transformer Z_O and Z_A.
+          name: the whole step gives actions and look-ahead, the transformer Z_A.
           time: the episode's step that the first call makes.
         """
         if name == "frame encoding":
             return lambda: self._encode(self.params, self.pictures)
         if name == FRAME:
-            z_o = self.conditions()[0]
-            return lambda: self._predict(self.params, z_o, self.keys)
+            cache, waiting, _ = self._transform(self.params, self.start(), self.latents, self.executed)
+            return lambda: self._predict(self.params, cache, waiting, self.keys)
         if name == "action head":
-            z_a, ahead = self.conditions()[1], self.ahead()
+            z_a, ahead = self.condition(), self.ahead()
             return lambda: self._decide(self.params, z_a, ahead, self.keys)
         cache = self.start(time)
 
@@ -141,14 +141,14 @@ class Subject:
 
         def transform() -> Any:
             nonlocal cache
-            cache, *z = self._transform(self.params, cache, self.latents, self.executed)
-            return z
+            cache, _, z_a = self._transform(self.params, cache, self.latents, self.executed)
+            return [z_a]
 
         return whole if name == WHOLE else transform
 
-    def conditions(self) -> tuple[jax.Array, jax.Array]:
-        """Z_O and Z_A after an episode's first step."""
-        return self._transform(self.params, self.start(), self.latents, self.executed)[1:]
+    def condition(self) -> jax.Array:
+        """Z_A after an episode's first step."""
+        return self._transform(self.params, self.start(), self.latents, self.executed)[2]
 
     def ahead(self) -> Ahead:
         """The look-ahead of an episode's second step: zeros."""

@@ -33,9 +33,9 @@ class ActionBlock(nnx.Module):
         kv = self.cross_kv(z).reshape(*z.shape[:-1], 2, self.heads, -1)
         return kv[..., 0, :, :], kv[..., 1, :, :]
 
-    def __call__(self, x: jax.Array, t: jax.Array, kv: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """x [R, S, E], t [R or 1, 1, E], kv as `keys_values` gives them -> [R, S, E]."""
-        s = jnp.split(self.modulation(jax.nn.silu(t)), 9, axis=-1)
+    def __call__(self, x: jax.Array, modulation: jax.Array, kv: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """x [R, S, E], modulation [R or 1, 1, 9 * E], kv as `keys_values` gives them -> [R, S, E]."""
+        s = jnp.split(modulation, 9, axis=-1)
         x = x + s[2] * self.attn.merge(attend(*self.attn.project(modulate(x, s[0], s[1]))))
         q = self.cross_q(modulate(x, s[3], s[4])).reshape(*x.shape[:-1], self.heads, -1)
         x = x + s[5] * self.cross_proj(attend(q, *kv).reshape(x.shape))
@@ -82,21 +82,30 @@ class ActionDiT(nnx.Module):
             c = jnp.concatenate([c, jnp.where(ahead.known[:, None, None], tokens, unknown)], axis=1)
         return self.stack.scan(lambda block, _, __: (None, block.keys_values(c)), None)[1]
 
-    def __call__(self, x: jax.Array, t: jax.Array, condition: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def modulations(self, t: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """What times do to the denoiser, of no action's concern: t [T] float32 in 0 .. 1000 -> [Y, T, 1, 9 * E] and
+        [T, 1, 2 * E], for the blocks and for what follows them.
+        """
+        t = jax.nn.silu(self.time_embed(t, dtype)[:, None, :])
+        return self.stack.scan(lambda block, _, __: (None, block.modulation(t)), None)[1], self.modulation(t)
+
+    def __call__(
+        self, x: jax.Array, modulations: tuple[jax.Array, jax.Array], condition: tuple[jax.Array, jax.Array]
+    ) -> jax.Array:
         """Predicts the diffusion target.
 
         Args:
           x: [R, S, A] noisy actions.
-          t: [R or 1] float32 timesteps in 0 .. 1000.
+          modulations: of R times or of 1.
           condition: as `condition` gives it.
 
         Returns:
           [R, S, A].
         """
-        t = self.time_embed(t, x.dtype)[:, None, :]
+        blocks, last = modulations
         x = self.embed(x) + self.position[...].astype(x.dtype)
-        x, _ = self.stack.scan(lambda block, x, kv: (block(x, t, kv), None), x, condition)
-        scale, shift = jnp.split(self.modulation(jax.nn.silu(t)), 2, axis=-1)
+        x, _ = self.stack.scan(lambda block, x, given: (block(x, *given), None), x, (blocks, condition))
+        scale, shift = jnp.split(last, 2, axis=-1)
         return self.head(modulate(x, scale, shift))
 
     def errors(self, actions: jax.Array, z: jax.Array, ahead: Ahead, key: jax.Array) -> jax.Array:
@@ -108,7 +117,8 @@ class ActionDiT(nnx.Module):
             t_key, noise_key = jax.random.split(key)
             t = schedule.draw(t_key, actions.shape[:1])
             noise = jax.random.normal(noise_key, actions.shape, actions.dtype)
-            out = self(schedule.noised(actions, noise, t), schedule.timestep(t), condition)
+            modulations = self.modulations(schedule.timestep(t), actions.dtype)
+            out = self(schedule.noised(actions, noise, t), modulations, condition)
             wrong = out.astype(jnp.float32) - schedule.target(actions, noise).astype(jnp.float32)
             return jnp.mean(wrong**2, axis=-1)
 
@@ -126,9 +136,12 @@ class ActionDiT(nnx.Module):
         count = 1 + len(chain) * bool(chain.spread.any())
         noise = jax.vmap(lambda key: jax.random.normal(key, (count, *self.shape)), out_axes=1)(keys)
         condition = self.condition(z, ahead)
+        # All times at once: their weights, a third of the head's, are then read once and not in every step.
+        blocks, last = self.modulations(jnp.asarray(chain.timesteps), z.dtype)
 
-        def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-            return self(x.astype(z.dtype), t[None], condition).astype(jnp.float32)
+        def denoise(x: jax.Array, modulations: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return self(x.astype(z.dtype), modulations, condition).astype(jnp.float32)
 
         # The chain's own sums are float32 whatever the denoiser computes in.
-        return chain.run(denoise, noise[0], noise[1:]).astype(z.dtype)
+        told = jnp.moveaxis(blocks, 1, 0)[:, :, None], last[:, None]
+        return chain.run(denoise, noise[0], noise[1:], told).astype(z.dtype)

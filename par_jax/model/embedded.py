@@ -49,7 +49,12 @@ class Embedded(nnx.Module):
         k = text[None, :, None]
         return KVCache(k, jnp.zeros_like(k[:0]), jnp.int32(0), jnp.zeros(b, jnp.int32), ahead)
 
-    def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array]:
-        """As `VideoEncoder.step`: package [B, K_package, E] -> [B, K_o + K_text + K_package, E]."""
+    def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array, jax.Array]:
+        """As `VideoEncoder.step`: package [B, K_package, E] -> [B, K_o, E] and Z_A [B, K_text + K_package, E]."""
         z = self(cache.k[0, :, 0], package[:, None], jnp.zeros(()))[:, 0]
-        return dataclasses.replace(cache, time=cache.time + 1), z
+        frame, z_a = jnp.split(z, [self.frame_tokens], axis=1)
+        return dataclasses.replace(cache, time=cache.time + 1), frame, z_a
+
+    def frame(self, _: KVCache, waiting: jax.Array) -> jax.Array:
+        """As `VideoEncoder.frame`: there is no layer left."""
+        return waiting

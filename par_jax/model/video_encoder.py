@@ -105,25 +105,26 @@ class VideoEncoder(nnx.Module):
         ahead = jnp.zeros((b, (c.lookahead - 1) * c.chunk, c.action_dim), jnp.float32)
         return KVCache(k, v, jnp.int32(0), jnp.zeros(b, jnp.int32), ahead)
 
-    def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array]:
-        """One package through all layers, seeing what the cache holds.
+    def step(self, cache: KVCache, package: jax.Array) -> tuple[KVCache, jax.Array, jax.Array]:
+        """One package through the layers, seeing what the cache holds.
 
         The newest package takes the slot of the one that leaves the window, so the cost is constant. Keys and values
-        are carried through the layers and, where the cache is donated, written in place.
+        are carried through the layers and, where the cache is donated, written in place. Acting needs Z_A alone: of
+        the last layer, the frame's tokens take part with their keys and values only.
 
         Args:
           cache: of B robots.
           package: [B, K_package, E].
 
         Returns:
-          The cache with the package in it, and its outputs [B, K_package, E].
+          The cache with the package in it; the frame's tokens before the last layer [B, K_o, E], from which `frame`
+          makes Z_O; and Z_A [B, L, E].
         """
         angles = self.angles(cache.time.astype(jnp.float32))
         mask = self._step_mask(cache.time, cache.slot)
         first = self.text + cache.slot * self.package_tokens
 
-        def body(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
-            x, *kept = carry
+        def attended(block: Block, x: jax.Array, kept: list, layer: jax.Array, skip: int = 0) -> tuple:
             q, *new = block.attn.project(x, angles)
             place = (layer, 0, 0, first, 0)
             kept = [
@@ -131,12 +132,36 @@ class VideoEncoder(nnx.Module):
                 for old, part in zip(kept, new, strict=True)
             ]
             keys, values = (jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in kept)
-            return (block.finish(x, attend_heads(q, keys, values, mask)), *kept), None
+            return block.finish(x[:, skip:], attend_heads(q[:, skip:], keys, values, mask[:, skip:])), *kept
 
+        def body(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
+            x, *kept = carry
+            return attended(block, x, kept, layer), None
+
+        def final(block: Block, carry: list, layer: jax.Array) -> tuple[list, jax.Array]:
+            z, *carry = attended(block, x, carry, layer, skip=self.frame_tokens)
+            return carry, z
+
+        last = self.stack.depth - 1
         layers = jnp.arange(self.stack.depth)
-        (x, k, v), _ = self.stack.scan(body, (package, cache.k, cache.v), layers)
+        (x, *kept), _ = self.stack.scan(body, (package, cache.k, cache.v), layers[:last], stop=last)
+        (k, v), (z,) = self.stack.scan(final, kept, layers[last:], start=last)
         slot = (cache.slot + 1) % self.config.context
-        return dataclasses.replace(cache, k=k, v=v, slot=slot, time=cache.time + 1), self.norm(x)
+        cache = dataclasses.replace(cache, k=k, v=v, slot=slot, time=cache.time + 1)
+        return cache, x[:, : self.frame_tokens], self.norm(z)
+
+    def frame(self, cache: KVCache, waiting: jax.Array) -> jax.Array:
+        """The last layer for the frame's tokens, after the `step` that left them waiting [B, K_o, E]: Z_O, likewise."""
+        time, slot, last = cache.time - 1, (cache.slot - 1) % self.config.context, self.stack.depth - 1
+        angles = self.angles(time.astype(jnp.float32))[:, : self.frame_tokens]
+        mask = self._step_mask(time, slot)[:, : self.frame_tokens]
+
+        def final(block: Block, _: None, kept: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+            q, _, _ = block.attn.project(waiting, angles)
+            return None, block.finish(waiting, attend_heads(q, *kept, mask))
+
+        _, (z,) = self.stack.scan(final, None, (cache.k[last:], cache.v[last:]), start=last)
+        return self.norm(z)
 
     def _step_mask(self, time: jax.Array, slot: jax.Array) -> jax.Array:
         """Who the newest package's tokens see: [B, K_package, K_text + W * K_package] bool."""

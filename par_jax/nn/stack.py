@@ -60,7 +60,7 @@ class Stack(nnx.Module):
           per_layer: pytree with a leading axis of `stop - start`, sliced layer by layer.
 
         Returns:
-          The last carry, and the outputs stacked along a new leading axis.
+          The last carry, and the outputs stacked along a new leading axis (of no layers, whatever it is).
         """
         graphdef, state = nnx.split(self.blocks)
 
@@ -83,7 +83,7 @@ class Stack(nnx.Module):
             inputs = jax.tree.map(lambda leaf: leaf[layer - layers.start], per_layer)  # noqa: B023
             carry, out = one(carry, (own, inputs))
             outputs.append(out)
-        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs) if outputs else None
 
 
 def unstacked(params: Any) -> Any:

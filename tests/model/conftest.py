@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from par_jax import sampling
 from par_jax.config import TINY, PictureConfig, TextConfig
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional
@@ -75,6 +76,12 @@ def make_batch(config, b=2, n=6, seed=0):
         frame_valid=jnp.ones((b, n), bool),
         text=jnp.asarray(rng.integers(0, config.text.vocabulary, (b, config.text.tokens)), jnp.int32),
     )
+
+
+def both_conditions(model, cache, latents, executed):
+    """A cached step: the cache, Z_O and Z_A."""
+    cache, waiting, z_a = sampling.step(model, cache, latents, executed)
+    return cache, sampling.frame_condition(model, cache, waiting), z_a
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 from par_jax import losses, sampling
 from par_jax.model.par import PAR
 from par_jax.nn.functional import Functional
-from tests.model.conftest import make_batch, random_params
+from tests.model.conftest import both_conditions, make_batch, random_params
 
 
 def _outputs(par, params, batch, alone=False):
@@ -71,7 +71,7 @@ def test_the_first_chunk_counts_only_where_there_was_one(par, params, batch):
 
 
 def _step(par, params, cache, batch, n, robot=slice(None)):
-    step = jax.jit(lambda p, *a: sampling.step(par.bind(p), *a))
+    step = jax.jit(lambda p, *a: both_conditions(par.bind(p), *a))
     return step(params, cache, batch.latents[robot, n], batch.executed[robot, n])
 
 

@@ -17,7 +17,7 @@ from par_jax.nn.functional import Functional
 from par_jax.policy import PhysicalStep, prepared
 from par_jax.train import join, make_optimizer
 from par_jax.trees import flatten
-from tests.model.conftest import SMALL, make_batch, random_params
+from tests.model.conftest import SMALL, both_conditions, make_batch, random_params
 from tests.reference.draws import action_noise, policy_draws
 from tests.reference.par import make
 from tests.reference.par_training import Trainer
@@ -98,6 +98,7 @@ def test_the_cached_pass_and_the_whole_step_beyond_the_context(case):
     rng = np.random.default_rng(1)
     pictures = rng.integers(0, 256, (STEPS, 2, *config.picture.stitched, 3), np.uint8)
     start, act = jax.jit(physical.start), jax.jit(physical.act)
+    frame = jax.jit(lambda p, *waiting: sampling.frame_condition(case.par.bind(p["par"]), *waiting))
     params = prepared(case.params)
     cache = start(params, case.batch.text)
     executed = jnp.zeros((2, m.chunk, m.action_dim))
@@ -107,8 +108,8 @@ def test_the_cached_pass_and_the_whole_step_beyond_the_context(case):
             keys = jax.random.split(jax.random.key(step), 2)
             noise = torch.tensor(np.asarray(action_noise(config, keys)))
             theirs, z_o = case.peer(kept, torch.tensor(seen), torch.tensor(np.asarray(executed)), noise)
-            cache, executed, ahead, ours_o = act(params, cache, seen, executed, keys)
-            close(ours_o, z_o)
+            cache, executed, ahead, waiting = act(params, cache, seen, executed, keys)
+            close(frame(params, cache, waiting), z_o)
             close(jnp.concatenate([executed, ahead], 1), theirs)
 
 
@@ -124,7 +125,7 @@ def test_the_pass_over_all_packages_and_the_cached_one_agree(case):
             close(ours, theirs)
 
     cache = jax.jit(lambda p: sampling.start(case.par.bind(p), batch.text))(case.params["par"])
-    step = jax.jit(lambda p, *args: sampling.step(case.par.bind(p), *args))
+    step = jax.jit(lambda p, *args: both_conditions(case.par.bind(p), *args))
     with torch.no_grad():
         kept = case.peer.par.start(case.given["text"])
         for i in range(n):
