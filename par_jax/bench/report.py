@@ -81,8 +81,9 @@ def _acting(question: Question, weights: Params | None, peaks: Peaks) -> dict[st
         )
     timed = WHOLE if whole else "transformer"
     if timed in names:
-        found["late_over_early"] = _growth(subject, timed, question.rounds)
-        say(f"  steps {EPISODE - 9} to {EPISODE} of an episode over its first 10: {times(found['late_over_early'])}")
+        count = int(np.clip(timing.ENOUGH / (1e-3 * found[timed]["median_ms"]), 1, 10))
+        found["late_over_early"] = _growth(subject, timed, question.rounds, count)
+        say(f"  an episode's last steps, of {EPISODE}, over its first: {times(found['late_over_early'])}")
     if question.rounding:
         found["rounding"] = _rounding(config, weights, subject)
         say(f"  actions in {question.dtype} differ from float32's by {100 * found['rounding']:.2f}%")
@@ -96,13 +97,13 @@ def _acting(question: Question, weights: Params | None, peaks: Peaks) -> dict[st
     return found
 
 
-def _growth(subject: Subject, name: str, rounds: int) -> dict[str, float]:
-    """Ten steps at an episode's end over ten at its beginning, in turn."""
-    times = {0: [], EPISODE - 10: []}
+def _growth(subject: Subject, name: str, rounds: int, count: int) -> dict[str, float]:
+    """As many steps at an episode's end as at its beginning, in turn."""
+    times = {0: [], EPISODE - count: []}
     for _ in range(rounds):
         for at, kept in times.items():
             call = subject.run(name, at)
-            kept.append(np.median([timing.once(call) for _ in range(10)]))
+            kept.append(np.median([timing.once(call) for _ in range(count)]))
     early, late = (np.array(kept) for kept in times.values())
     return timing.ratio(late, early)
 

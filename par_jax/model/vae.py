@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from par_jax.config import VAEConfig
+from par_jax.nn.attention import attend
 from par_jax.nn.conv import Conv, GroupNorm, draw, upsample_linear, upsample_nearest
 from par_jax.nn.layers import patchify, unpatchify
 
@@ -48,10 +49,8 @@ class Attention(nnx.Module):
         """Keeps the shape [..., h, w, C]."""
         y = self.group_norm(x)
         y = y.reshape(-1, x.shape[-3] * x.shape[-2], x.shape[-1])
-        scores = jnp.einsum("nqc,nkc->nqk", self.to_q(y), self.to_k(y)).astype(jnp.float32)
-        shares = jax.nn.softmax(scores * x.shape[-1] ** -0.5).astype(x.dtype)
-        y = jnp.einsum("nqk,nkc->nqc", shares, self.to_v(y))
-        return x + self.to_out[0](y).reshape(x.shape)
+        q, k, v = (project(y)[:, :, None] for project in (self.to_q, self.to_k, self.to_v))
+        return x + self.to_out[0](attend(q, k, v)[:, :, 0]).reshape(x.shape)
 
 
 class ResBlock(nnx.Module):
