@@ -1,6 +1,8 @@
 """Counted costs against the paper's table and against XLA's own count."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from par_jax import sampling
 from par_jax.config import PRESETS
 from par_jax.costs import costs
 from par_jax.model.par import PAR
+from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
+from par_jax.trees import flatten
 from par_jax.types import Ahead
 from tests.model.conftest import SMALL
 
@@ -63,3 +67,20 @@ def test_arithmetic_is_what_xla_counts():
     assert found["action head"] == pytest.approx(
         count(lambda model, z: model.action_head.sample(z, NONE, jax.random.split(jax.random.key(0), 1)), z), rel=0.1
     )
+
+
+def test_frame_vae_counts_its_plain_convolutions():
+    """However the machine that counts would compute them."""
+    config = PRESETS["par"]
+    height, width = config.picture.stitched
+    made = jax.eval_shape(Functional(lambda rngs: VAE(config.vae, decodes=False, rngs=rngs)).init, jax.random.key(0))
+    convolutions = 0
+    for name, leaf in flatten(made["encoder"]).items():
+        if leaf.ndim < 4:
+            continue
+        block = re.match(r"down_blocks/(\d)/(downsamplers)?", name)
+        halved = int(block[1]) + bool(block[2]) if block else 0 if name.startswith("conv_in") else 3
+        # A causal kernel meets a single picture as the sum of its taps in time.
+        convolutions += 2 * math.prod(leaf.shape[-4:]) * (height >> halved) * (width >> halved)
+    attention = 4 * (height * width // 64) ** 2 * config.vae.block_out_channels[-1]
+    assert costs(config).step_flops["frame VAE"] == pytest.approx(convolutions + attention, rel=0.02)
