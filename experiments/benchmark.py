@@ -6,6 +6,7 @@ python -m experiments.benchmark --suite=gpu --json=gpu.json
 """
 
 import dataclasses
+import functools
 import os
 import time
 from pathlib import Path
@@ -81,7 +82,8 @@ def main() -> None:
         elif FLAGS.compile:
             found["runs"].append(shapes.measured(question.config, question.batch, question.dtype))
         else:
-            found["runs"].append(report.run(question, peaks(question.dtype, FLAGS.peak_tflops, FLAGS.bandwidth)))
+            limits = functools.partial(peaks, question.dtype, FLAGS.peak_tflops, FLAGS.bandwidth)
+            found["runs"].append(report.run(question, limits))
         if FLAGS.json:
             write_json(Path(FLAGS.json), found)
 

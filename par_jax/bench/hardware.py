@@ -49,6 +49,10 @@ class Peaks:
         """Seconds that the arithmetic and the reading take at least; 0 where the limit is unknown."""
         return flops / self.flops if self.flops else 0.0, bytes_read / self.bandwidth if self.bandwidth else 0.0
 
+    def or_higher(self, other: "Peaks") -> "Peaks":
+        """The higher limits of two measurements."""
+        return Peaks(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth), self.source)
+
 
 def peaks(dtype: str, tflops: float | None = None, bandwidth: float | None = None) -> Peaks:
     """The limits of the device that jax computes on.

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from experiments import benchmark
+from par_jax.bench.hardware import Peaks
 from par_jax.bench.subject import PARTS, WHOLE
 from par_jax.config import PRESETS
 from par_jax.errors import UserError
@@ -58,6 +59,13 @@ def test_it_writes_each_part_its_floors_and_the_peer(measure, capsys, monkeypatc
     assert math.isclose(part["reached"], floor / part["median_ms"], rel_tol=1e-3)
     assert "eager: the transformer's results and ours differ by" in capsys.readouterr().out
     assert run["acting"]["torch over jax, transformer"]["eager"]["median"] > 0
+
+
+def test_a_disturbed_measurement_of_the_peaks_does_not_count(measure, monkeypatch):
+    looks = iter([Peaks(1e9, 50e9, "first"), Peaks(2e9, 20e9, "second")])
+    monkeypatch.setattr("par_jax.bench.hardware.measured", lambda dtype: next(looks))
+    (run,) = measure(parts=["action head"], peak_tflops=None, bandwidth=None)["runs"]
+    assert (run["peaks"]["flops"], run["peaks"]["bandwidth"]) == (2e9, 50e9)
 
 
 @pytest.mark.parametrize(
