@@ -30,6 +30,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "First seed; the demonstrations' seeds count up from it.", lower_bound=0)
     flags.DEFINE_string("control_mode", "pd_joint_pos", "pd_joint_pos or pd_ee_delta_pose.")
     flags.DEFINE_string("picture_size", "128", "Pixels of each camera's pictures: a side, or HEIGHTxWIDTH.")
+    flags.DEFINE_integer("picture_every", 1, "Control steps from picture to picture: 4 films a quarter.", lower_bound=1)
     flags.DEFINE_string("cameras", "render", "Of render, base, hand; several, as render,hand, are stitched.")
     flags.DEFINE_string("device", "cpu", "cpu or gpu: where pictures are rendered.")
     flags.DEFINE_string("from", None, "ManiSkill's recorded .h5 trajectories to read instead of the expert.")
@@ -66,6 +67,7 @@ def main() -> None:
         trajectories=FLAGS["from"].value,
         cameras=get_cameras(FLAGS.cameras),
         motion=FLAGS.motion,
+        picture_every=FLAGS.picture_every,
     )
     out = Path(FLAGS.out or f"data/{FLAGS.task}")
     report = collect.collect(settings, out, FLAGS.episodes, FLAGS.workers)

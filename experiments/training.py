@@ -135,15 +135,17 @@ def demonstrations() -> tuple[tuple[str, ...], list[str]]:
     """The tasks that are asked for, and each one's folder.
 
     Raises:
-      UserError: there is none, no such, one twice, or another number of folders.
+      UserError: there is none, no such, one twice without a folder of its own, or another number of folders.
     """
     if not FLAGS.task:
         raise UserError("say which task to learn: --task=pushcube, pickcube or stackcube")
     tasks, folders = tuple(FLAGS.task), FLAGS.data or [f"data/{task}" for task in FLAGS.task]
     for task in tasks:
         get_task(task)
-    if len(set(tasks)) < len(tasks):
-        raise UserError(f"--task={','.join(tasks)} names a task twice: name each once")
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"the same data twice, {','.join(folders)}: name each task once, or give a second folder of it in --data"
+        )
     if len(folders) != len(tasks):
         raise UserError(
             f"--data names {len(folders)} folders for {len(tasks)} tasks: give one folder a task, in their order"

@@ -71,7 +71,8 @@ class Run:
         """The demonstrations, of all tasks.
 
         Raises:
-          UserError: they are missing, damaged, or of another task, picture size or cameras.
+          UserError: they are missing, damaged, of another task, picture size or cameras, or filmed at steps that do not
+            fit the model's chunks.
         """
         picture, opened = self.config.picture, []
         for task, folder in zip(self.tasks, self.data, strict=True):
@@ -79,6 +80,11 @@ class Run:
             if self.config.model.predict_actions and made.meta.get("source") == MOTION:
                 raise UserError(
                     f"{folder} demonstrates nothing: it holds videos for experiments.pretrain; name another --data"
+                )
+            if self.config.model.chunk % made.meta["picture_every"]:
+                raise UserError(
+                    f"{folder} has a picture every {made.meta['picture_every']} control steps, which does not divide "
+                    f"the model's chunk of {self.config.model.chunk}: collect with another --picture_every"
                 )
             opened.append(made)
         return Mixture(opened)

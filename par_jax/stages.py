@@ -212,6 +212,7 @@ def make_windows(run: Run, episodes: Mixture, vae: Params) -> Windows:
         chunk=config.model.chunk,
         lookahead=config.model.lookahead,
         rest=rest,
+        stride=episodes.strides(),
     )
 
 

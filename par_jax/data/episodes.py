@@ -10,9 +10,12 @@ the numbers can be read without its pictures:
                           qpos     f32 [T+1, J]   joint positions, radians (fingers: metres)
                           seed     i64 [1]
   pictures (safetensors)  picture_bytes u8 [sum]  concatenated PNG files, each of all cameras from left to right
-                          picture_ends  i64 [T+1] where each ends
+                          picture_ends  i64 [P]   where each ends
 
-Axes: E episodes, T actions, A action numbers, J joints, H W picture of one camera, n cameras.
+The P pictures are of every `picture_every`-th control step, and of the end: T + 1 where it is 1
+(`par_jax.data.pictures.picture_counts`).
+
+Axes: E episodes, T actions, P pictures, A action numbers, J joints, H W picture of one camera, n cameras.
 """
 
 import errno
@@ -110,7 +113,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What `dataset.json` says. Folders older than `cameras` saw through the render camera.
+    """What `dataset.json` says. Older folders saw through the render camera, at every step.
 
     Raises:
       UserError: there is no such folder or file, or it is not ours.
@@ -126,7 +129,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is damaged ({error}): collect the data again into a new folder") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise UserError(f"{file} is not of format {FORMAT}: collect the data again with this version")
-    return {"cameras": ["render"], **meta}
+    return {"cameras": ["render"], "picture_every": 1, **meta}
 
 
 def shards(folder: Path) -> dict[int, Path]:
@@ -221,18 +224,22 @@ class Episodes:
             self._lengths = np.array([len(self.numbers(index)["action"]) for index in range(len(self))], np.int64)
         return self._lengths
 
-    def pictures(self, index: int, steps: Sequence[int] | None = None) -> np.ndarray:
-        """Pictures of one episode, u8 [len(steps), H, n*W, 3].
+    def strides(self) -> np.ndarray:
+        """Control steps between the pictures of every episode, i64 [E]."""
+        return np.full(len(self), self.meta["picture_every"], np.int64)
+
+    def pictures(self, index: int, places: Sequence[int] | None = None) -> np.ndarray:
+        """Pictures of one episode, u8 [len(places), H, n*W, 3].
 
         Args:
           index: of the episode.
-          steps: which of its T+1 pictures to decode; all by default.
+          places: which of its P pictures to decode; all by default.
         """
         record = self._read(RECORDS * self._check(index) + 1)
         data, ends = record["picture_bytes"].data, record["picture_ends"]
         starts = np.concatenate([[0], ends[:-1]])
-        chosen = range(len(ends)) if steps is None else steps
-        return np.stack([np.asarray(Image.open(io.BytesIO(data[starts[step] : ends[step]]))) for step in chosen])
+        chosen = range(len(ends)) if places is None else places
+        return np.stack([np.asarray(Image.open(io.BytesIO(data[starts[i] : ends[i]]))) for i in chosen])
 
     def _check(self, index: int) -> int:
         if not 0 <= index < len(self):

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from par_jax.config import PictureConfig
-from par_jax.data.pictures import Demonstrations, crop
+from par_jax.data.pictures import Demonstrations, crop, picture_counts
 from par_jax.errors import UserError, is_full_disk
 from par_jax.trees import flatten
 
@@ -51,7 +51,7 @@ def encode_all(
 
     Args:
       folder: of the file, made if needed.
-      episodes: E episodes of T actions, so T+1 pictures, each.
+      episodes: E episodes of P pictures each.
       encode: uint8 [ROWS, h, w, 3] -> latents [ROWS, *latent_shape].
       vae: digest of the VAE.
       config: the cameras and the crop.
@@ -59,22 +59,22 @@ def encode_all(
       latent_shape: (h, w, C).
 
     Returns:
-      float16 [sum(T+1), h, w, C], memory-mapped, episode after episode.
+      float16 [sum(P), h, w, C], memory-mapped, episode after episode.
 
     Raises:
       UserError: the disk is full.
     """
-    lengths = episodes.lengths() + 1
+    counts = picture_counts(episodes)
     seeds = [int(np.ravel(episodes.numbers(i)["seed"])[0]) for i in range(len(episodes))]
     crops = [config.cameras, config.crop, config.offset, shift.tolist()]
-    parts = [vae, episodes.meta, seeds, lengths.tolist(), crops, latent_shape]
+    parts = [vae, episodes.meta, seeds, counts.tolist(), crops, latent_shape]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"latents-{name}.npy"
     if not path.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            _append(part, episodes, encode, config, shift, (int(lengths.sum()), *latent_shape), lengths)
+            _append(part, episodes, encode, config, shift, (int(counts.sum()), *latent_shape), counts)
             part.replace(path)
         except OSError as error:
             if not is_full_disk(error):
@@ -93,7 +93,7 @@ def _append(
     config: PictureConfig,
     shift: np.ndarray,
     shape: tuple[int, ...],
-    lengths: np.ndarray,
+    counts: np.ndarray,
 ) -> None:
     with path.open("ab") as file:
         if file.tell() == 0:
@@ -103,7 +103,7 @@ def _append(
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
-        ends = file.tell() + np.cumsum(lengths) * int(np.prod(shape[1:])) * 2
+        ends = file.tell() + np.cumsum(counts) * int(np.prod(shape[1:])) * 2
     size = path.stat().st_size
     done = int(np.searchsorted(ends, size, side="right"))
 
@@ -113,7 +113,7 @@ def _append(
     rest = grain.MapDataset.range(done, len(episodes)).map(load)
     rest = rest.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     with path.open("r+b") as file:
-        file.truncate(ends[done - 1] if done else ends[0] - lengths[0] * int(np.prod(shape[1:])) * 2)
+        file.truncate(ends[done - 1] if done else ends[0] - counts[0] * int(np.prod(shape[1:])) * 2)
         file.seek(0, 2)
         for pictures in tqdm(
             rest, total=len(episodes), initial=done, desc="encoding pictures", unit="episode", disable=None

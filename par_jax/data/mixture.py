@@ -63,6 +63,10 @@ class Mixture:
         each = [folder.lengths() for folder in self._folders]
         return np.array([each[part][index] for part, index in zip(self.parts, self._indices, strict=True)], np.int64)
 
-    def pictures(self, index: int, steps: Sequence[int] | None = None) -> np.ndarray:
+    def strides(self) -> np.ndarray:
+        """Control steps between the pictures of every episode, i64 [E]."""
+        return np.array([folder.meta["picture_every"] for folder in self._folders], np.int64)[self.parts]
+
+    def pictures(self, index: int, places: Sequence[int] | None = None) -> np.ndarray:
         """As `Episodes.pictures`."""
-        return self._folders[self.parts[index]].pictures(int(self._indices[index]), steps)
+        return self._folders[self.parts[index]].pictures(int(self._indices[index]), places)

@@ -22,8 +22,21 @@ class Demonstrations(Protocol):
     def lengths(self) -> np.ndarray:
         """Actions of each episode, [E]."""
 
-    def pictures(self, i: int, steps: Sequence[int] | None = None) -> np.ndarray:
-        """Pictures of episode i before each control step and after the last: uint8 [T+1, H, n*W, 3]."""
+    def strides(self) -> np.ndarray:
+        """Control steps between the pictures of each episode, [E]."""
+
+    def pictures(self, i: int, places: Sequence[int] | None = None) -> np.ndarray:
+        """Pictures of episode i, of every `stride` control steps and of its end: uint8 [P, H, n*W, 3]."""
+
+
+def picture_place(step: np.ndarray, stride: np.ndarray | int) -> np.ndarray:
+    """Which picture of an episode shows it after `step` control steps, a multiple of `stride` or the episode's last."""
+    return -(-step // stride)
+
+
+def picture_counts(episodes: Demonstrations) -> np.ndarray:
+    """P of each episode, [E]."""
+    return picture_place(episodes.lengths(), episodes.strides()) + 1
 
 
 def crop(pictures: np.ndarray, config: PictureConfig, shift: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -72,8 +85,8 @@ def picture_batches(
     Returns:
       An iterator over uint8 [batch, h, w, 3], or as many rows as `rows` takes.
     """
-    lengths = episodes.lengths()[ids] + 1
-    places = np.stack([np.repeat(ids, lengths), np.concatenate([np.arange(n) for n in lengths])], axis=1)
+    counts = picture_counts(episodes)[ids]
+    places = np.stack([np.repeat(ids, counts), np.concatenate([np.arange(n) for n in counts])], axis=1)
 
     def draw(place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.concatenate([place, rng.integers(-config.shift, config.shift + 1, 2)])
@@ -94,8 +107,8 @@ def picture_batches(
 
 
 def sample_pictures(episodes: Demonstrations, ids: np.ndarray, config: PictureConfig, count: int) -> np.ndarray:
-    """`count` unshifted crops, spread over the episodes `ids` and their steps: uint8 [count, h, w, 3]."""
-    lengths = episodes.lengths()
+    """`count` unshifted crops, spread over the episodes `ids` and their pictures: uint8 [count, h, w, 3]."""
+    last = picture_counts(episodes) - 1
     chosen = np.asarray(ids)[np.linspace(0, len(ids) - 1, count).round().astype(int)]
-    steps = [round(lengths[i] * ((k * 0.618034) % 1.0)) for k, i in enumerate(chosen)]
-    return np.stack([crop(episodes.pictures(int(i), [s])[0], config) for i, s in zip(chosen, steps, strict=True)])
+    places = [round(last[i] * ((k * 0.618034) % 1.0)) for k, i in enumerate(chosen)]
+    return np.stack([crop(episodes.pictures(int(i), [p])[0], config) for i, p in zip(chosen, places, strict=True)])

@@ -1,4 +1,4 @@
-"""Training sequences for the policy: windows of N packages that start at any control step of an episode.
+"""Training sequences for the policy: windows of N packages that start at any control step with a picture.
 
 Axes as in `par_jax.types`; T actions of an episode, s the control step of a window's frame O_0.
 """
@@ -8,6 +8,7 @@ import dataclasses
 import grain
 import numpy as np
 
+from par_jax.data.pictures import picture_place
 from par_jax.types import Batch
 
 
@@ -16,7 +17,7 @@ class Windows:
     """Cuts windows out of episodes that are held as latents and scaled actions.
 
     Attributes:
-      latents: [sum(T+1), h, w, C], episode after episode, any float dtype, memory-mapped or not.
+      latents: [sum(P), h, w, C], episode after episode, any float dtype, memory-mapped or not.
       actions, executed: one float32 [T, A] an episode each, scaled: what to do, and what was done.
       texts: one array a task, [K] int32 token ids of its instruction, or [K, dim] float32 embeddings.
       tasks: int [E], each episode's place in `texts`.
@@ -25,6 +26,7 @@ class Windows:
       rest: [A] or None: the action that holds the robot still after an episode's end, scaled; None where
         repeating the last action does so (position targets).
       lookahead: M, chunks that a package predicts.
+      stride: control steps between pictures, of all episodes or int [E] of each; divides L.
     """
 
     latents: np.ndarray
@@ -36,22 +38,27 @@ class Windows:
     chunk: int
     rest: np.ndarray | None = None
     lookahead: int = 1
+    stride: np.ndarray | int = 1
     _first: np.ndarray = dataclasses.field(init=False, repr=False)
+    _stride: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        ends = np.cumsum([len(action) + 1 for action in self.actions])
-        object.__setattr__(self, "_first", ends - [len(action) + 1 for action in self.actions])
+        stride = np.broadcast_to(self.stride, len(self.actions))
+        counts = picture_place(np.array([len(action) for action in self.actions]), stride) + 1
+        object.__setattr__(self, "_stride", stride)
+        object.__setattr__(self, "_first", np.cumsum(counts) - counts)
 
     def draw_start(self, episode: int, rng: np.random.Generator, start_share: float) -> int:
         """A control step to start from: 0 with probability `start_share`, else any with a whole past chunk.
 
-        A start is never among 1 .. L-1, where the past would be cut; it leaves a whole chunk of actions where
-        the episode is long enough.
+        A start is never among 1 .. L-1, where the past would be cut, and always has a picture; it leaves a whole chunk
+        of actions where the episode is long enough.
         """
+        stride = int(self._stride[episode])
         last = max(len(self.actions[episode]) - self.chunk, self.chunk)
         if rng.random() < start_share or len(self.actions[episode]) <= self.chunk:
             return 0
-        return int(rng.integers(self.chunk, last + 1))
+        return stride * int(rng.integers(self.chunk // stride, last // stride + 1))
 
     def cut(self, episode: int, start: int) -> dict[str, np.ndarray]:
         """The window of an episode at control step `start`: the fields of `Batch`, without the axis B.
@@ -65,7 +72,7 @@ class Windows:
         steps = start + chunk * (np.arange(n + self.lookahead)[:, None] - 1) + np.arange(chunk)
         valid = steps[1:] < length + chunk
         return {
-            "latents": np.asarray(self.latents[first + frames], np.float32),
+            "latents": np.asarray(self.latents[first + picture_place(frames, self._stride[episode])], np.float32),
             "executed": self._held(self.executed[episode], steps[:n]),
             "actions": self._held(self.actions[episode], steps[1:]),
             "has_past": np.asarray(start >= chunk),

@@ -39,6 +39,7 @@ class Settings:
       noise: whether the expert is disturbed.
       trajectories: ManiSkill's `.h5` file to replay instead of the expert; seeds and noise then mean nothing.
       motion: an arm that moves about at random instead of the expert, for video pretraining; noise then means nothing.
+      picture_every: control steps between pictures; the end is filmed in any case.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Settings:
     trajectories: str | None = None
     cameras: tuple[str, ...] = ("render",)
     motion: bool = False
+    picture_every: int = 1
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "cameras": list(settings.cameras),
         "shader": SHADER,
         "picture_size": list(settings.picture_size),
+        "picture_every": settings.picture_every,
         "device": resolve_device(settings.device),
         "seed_first": 0 if settings.trajectories else settings.seed_first,
         "block": disk.BLOCK,

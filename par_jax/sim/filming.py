@@ -14,11 +14,17 @@ from par_jax.sim.simulator import Simulator
 
 
 class Take:
-    """One episode as it is filmed: T actions, and T+1 joint positions and pictures."""
+    """One episode as it is filmed: T actions, T+1 joint positions, and P pictures."""
 
-    def __init__(self, simulator: Simulator, pictures: bool = True):
-        """Films the first picture of the simulator's episode; without `pictures`, empty files stand for them."""
-        self.simulator, self.pictures = simulator, pictures
+    def __init__(self, simulator: Simulator, pictures: bool = True, every: int = 1):
+        """Films the first picture of the simulator's episode.
+
+        Args:
+          simulator: at the episode's begin.
+          pictures: without them, empty files stand for them.
+          every: control steps between two pictures; the episode's end is filmed in any case.
+        """
+        self.simulator, self.pictures, self.every = simulator, pictures, every
         self.actions: list[np.ndarray] = []
         self.executed: list[np.ndarray] = []
         self.qpos: list[np.ndarray] = []
@@ -30,19 +36,26 @@ class Take:
         return len(self.actions)
 
     def see(self) -> None:
-        """Films the simulator as it is now."""
+        """Reads the joints, and films the simulator where it is time to."""
         self.qpos.append(self.simulator.qpos()[0].cpu().numpy().astype(np.float32).copy())
+        if len(self) % self.every == 0:
+            self.film()
+
+    def film(self) -> None:
+        """A picture of the simulator as it is now."""
         self.files.append(png(self.simulator.picture()[0].cpu().numpy()) if self.pictures else b"")
 
     def add(self, action: np.ndarray, executed: np.ndarray | None = None) -> None:
-        """Films what came of an action, f32 [A]: what was meant, and what was executed where that is told."""
+        """What came of an action, f32 [A]: what was meant, and what was executed where that is told."""
         self.actions.append(action)
         if executed is not None:
             self.executed.append(executed)
         self.see()
 
     def record(self, seed: int) -> dict[str, np.ndarray]:
-        """The record's arrays, as `par_jax.data.episodes` lists them."""
+        """The record's arrays, as `par_jax.data.episodes` lists them; the simulator is still at the episode's end."""
+        if len(self) % self.every:
+            self.film()
         return {
             "action": np.stack(self.actions),
             **({"executed": np.stack(self.executed)} if self.executed else {}),
@@ -59,9 +72,16 @@ class Filming(abc.ABC):
     """
 
     def __init__(
-        self, task: str, control_mode: str, picture_size: tuple[int, int], device: str, cameras: Sequence[str]
+        self,
+        task: str,
+        control_mode: str,
+        picture_size: tuple[int, int],
+        device: str,
+        cameras: Sequence[str],
+        picture_every: int,
     ):
-        """Makes the simulator; the arguments are its own."""
+        """Makes the simulator; the arguments are its own, and the control steps between pictures."""
+        self.picture_every = picture_every
         self.simulator = Simulator(task, control_mode, picture_size, device=device, reward=False, cameras=cameras)
 
     @abc.abstractmethod

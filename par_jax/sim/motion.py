@@ -59,9 +59,10 @@ class Motions(Filming):
         picture_size: tuple[int, int] = (128, 128),
         device: str = "cpu",
         cameras: Sequence[str] = ("render",),
+        picture_every: int = 1,
     ):
-        """Makes the simulator; the arguments are its own."""
-        super().__init__(task, control_mode, picture_size, device, cameras)
+        """As `Filming`."""
+        super().__init__(task, control_mode, picture_size, device, cameras, picture_every)
         self.hand = make_hand(self.simulator)
 
     def episode(self, seed: int, pictures: bool = True) -> dict[str, np.ndarray]:
@@ -69,7 +70,7 @@ class Motions(Filming):
         simulator = self.simulator
         simulator.reset([seed])
         wander = Wander(simulator.env, seed)
-        take = Take(simulator, pictures)
+        take = Take(simulator, pictures, self.picture_every)
         for _ in range(STEPS):
             action = self.hand(wander())
             simulator.step(action)

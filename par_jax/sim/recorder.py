@@ -66,17 +66,19 @@ class Recorder(Filming):
         device: str = "cpu",
         noise: bool = True,
         cameras: Sequence[str] = ("render",),
+        picture_every: int = 1,
     ):
         """Makes the simulator.
 
         Args:
           task, control_mode, picture_size, device, cameras: as `par_jax.sim.simulator.Simulator`.
           noise: whether the expert is disturbed.
+          picture_every: control steps between pictures.
 
         Raises:
           UserError: as the simulator.
         """
-        super().__init__(task, control_mode, picture_size, device, cameras)
+        super().__init__(task, control_mode, picture_size, device, cameras, picture_every)
         self.hand = make_hand(self.simulator)
         self.max_steps = get_task(task).max_steps
         self.expert = EXPERTS[task]
@@ -96,7 +98,7 @@ class Recorder(Filming):
         simulator.reset([seed])
         expert = self.expert(simulator.env)
         noise = Noise(seed) if self.noise else None
-        take = Take(simulator, pictures)
+        take = Take(simulator, pictures, self.picture_every)
         tail = -1
         while len(take) < self.max_steps and tail != 0:
             move = expert()

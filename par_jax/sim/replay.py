@@ -92,19 +92,21 @@ class Replayer(Filming):
         picture_size: tuple[int, int],
         device: str = "cpu",
         cameras: Sequence[str] = ("render",),
+        picture_every: int = 1,
     ):
         """Makes the simulator.
 
         Args:
           path: of the `.h5` file.
           task, control_mode, picture_size, device, cameras: as `par_jax.sim.simulator.Simulator`.
+          picture_every: control steps between pictures.
 
         Raises:
           UserError: as `read_index` and the simulator.
         """
         self.path = Path(path)
         self.index = read_index(self.path, task, control_mode, cameras)
-        super().__init__(task, control_mode, picture_size, device, cameras)
+        super().__init__(task, control_mode, picture_size, device, cameras, picture_every)
 
     def episode(self, number: int) -> dict[str, np.ndarray]:
         """The `number`-th successful trajectory as a record of `par_jax.data.episodes` (without `executed`)."""
@@ -122,7 +124,7 @@ class Replayer(Filming):
                 f"{self.path} has actions of {actions.shape[1]} numbers, this robot takes {self.simulator.action_dim}"
             )
         self._set(states, 0)
-        take = Take(self.simulator)
+        take = Take(self.simulator, every=self.picture_every)
         for step, action in enumerate(actions):
             self._set(states, step + 1)
             take.add(action)

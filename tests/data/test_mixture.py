@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from par_jax.data.episodes import Episodes
+from par_jax.data.episodes import Episodes, read_meta, write_meta
 from par_jax.data.mixture import Mixture
-from par_jax.data.pictures import split_episodes
+from par_jax.data.pictures import picture_counts, split_episodes
 from par_jax.data.windows import validation_batches
 from par_jax.errors import UserError
 from par_jax.runs import Run
@@ -49,6 +49,25 @@ def test_both_parts_of_a_split_hold_all_tasks_by_their_share(mixture):
 def test_one_folder_is_itself(folders):
     alone = Episodes(folders[0])
     assert Mixture([alone]).meta == alone.meta
+
+
+def test_fewer_pictures_beside_all(mixture, folders):
+    few = Episodes(folders[1])
+    few.meta = {**few.meta, "picture_every": 4}
+    both = Mixture([Episodes(folders[0]), few])
+    assert both.strides().tolist() == [(1, 4)[part] for part in both.parts]
+    wanted = [-(-length // stride) + 1 for length, stride in zip(both.lengths(), both.strides(), strict=True)]
+    assert picture_counts(both).tolist() == wanted
+    assert picture_counts(mixture).tolist() == [len(mixture.pictures(i)) for i in range(len(mixture))]
+
+
+def test_pictures_that_miss_a_chunk_s_ends_are_refused(tmp_path):
+    folder = make_demos(tmp_path / "data")
+    write_meta(folder, {**read_meta(folder), "picture_every": 3})
+    with pytest.raises(
+        UserError, match="a picture every 3 control steps, which does not divide the model's chunk of 8"
+    ):
+        Run(("pushcube",), SMALL, (folder,), tmp_path / "run").episodes()
 
 
 def test_what_differs_is_told(mixture, folders, tmp_path):

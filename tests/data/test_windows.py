@@ -10,14 +10,16 @@ CHUNK, PACKAGES, LENGTHS = 8, 3, (30, 13, 8, 21)
 ROWS = (slice(None), slice(0, 2), slice(2, 6))
 
 
-def make(rest=None):
-    """Latents hold (episode, frame), actions (episode, step): every number tells where it is from."""
-    latents = [np.array([[[[e, t]]] for t in range(n + 1)], np.float16) for e, n in enumerate(LENGTHS)]
+def make(rest=None, stride=1):
+    """Latents hold (episode, step), actions (episode, step): every number tells where it is from."""
+    strides = np.broadcast_to(stride, len(LENGTHS))
+    shown = [[*range(0, n, each), n] for n, each in zip(LENGTHS, strides, strict=True)]
+    latents = [np.array([[[[e, t]]] for t in steps], np.float16) for e, steps in enumerate(shown)]
     actions, executed = (
         [np.array([[e, t, kind] for t in range(n)], np.float32) for e, n in enumerate(LENGTHS)] for kind in (-1, -2)
     )
     texts, tasks = [np.full(4, task, np.int32) for task in (5, 6)], np.array([0, 1, 1, 0])
-    return Windows(np.concatenate(latents), actions, executed, texts, tasks, PACKAGES, CHUNK, rest)
+    return Windows(np.concatenate(latents), actions, executed, texts, tasks, PACKAGES, CHUNK, rest, stride=stride)
 
 
 @pytest.mark.parametrize(("episode", "start"), [(0, 0), (0, 8), (0, 11), (0, 22), (1, 0), (1, 8), (2, 0), (3, 13)])
@@ -35,6 +37,19 @@ def test_frames_and_actions_are_those_of_the_window(episode, start):
     assert window["has_past"] == (start >= CHUNK)
     assert window["frame_valid"].tolist() == window["valid"].any(axis=1).tolist()
     assert window["text"].tolist() == [6 if episode in (1, 2) else 5] * 4
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8, np.array([4, 1, 8, 2])])
+def test_windows_of_fewer_pictures_are_the_same(stride):
+    """What is cut where there is a picture is what is cut of all pictures, and nothing is cut elsewhere."""
+    whole, few, rng = make(), make(stride=stride), np.random.default_rng(0)
+    for episode, each in enumerate(np.broadcast_to(stride, len(LENGTHS))):
+        starts = {few.draw_start(episode, rng, 0.2) for _ in range(200)}
+        every = {start for start in (whole.draw_start(episode, rng, 0.2) for _ in range(400)) if start % each == 0}
+        assert starts == every
+        for start in starts:
+            for name, array in whole.cut(episode, start).items():
+                np.testing.assert_array_equal(few.cut(episode, start)[name], array)
 
 
 def test_rest_holds_where_the_last_action_would_move_on():

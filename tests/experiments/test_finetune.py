@@ -68,7 +68,10 @@ def command(monkeypatch, tmp_path, data):
         ({"coordinator": "here:1234", "processes": 2, "process": 2}, "no --process=2 of 2: they count from 0"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"task": "pickcube"}, "has task pushcube, but pickcube was asked for"),
-        ({"task": "pushcube,pushcube"}, "names a task twice"),
+        (
+            {"task": "pushcube,pushcube", "data": None},
+            "the same data twice, data/pushcube,data/pushcube: name each task once",
+        ),
         ({"task": "pushcube,pickcube"}, "--data names 1 folders for 2 tasks"),
         ({"preset": "tiny"}, r"has picture_size \[40, 40\], but \[128, 128\] was asked for"),
         ({"data": "nowhere"}, "no data folder at nowhere"),
@@ -89,6 +92,11 @@ def test_mistakes_are_one_sentence_and_leave_nothing(command, tmp_path, changes,
     with pytest.raises(UserError, match=sentence):
         command(**changes)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_task_may_have_several_folders(monkeypatch):
+    monkeypatch.setattr(training, "FLAGS", training_flags(task="pushcube,pushcube", data="a,b"))
+    assert training.demonstrations() == (("pushcube", "pushcube"), ["a", "b"])
 
 
 def test_an_absent_gpu_is_a_sentence(command):

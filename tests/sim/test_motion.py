@@ -21,6 +21,19 @@ def test_a_video_is_its_seed_s(motions):
     assert not np.allclose(other["qpos"], first["qpos"], atol=0.01)
 
 
+@pytest.mark.parametrize("every", [3, 4, STEPS + 1])
+def test_every_few_steps_and_the_end_are_filmed(motions, monkeypatch, every):
+    monkeypatch.setattr("par_jax.sim.filming.png", lambda picture: b"%d" % len(calls))
+    calls, step = [], motions.simulator.step
+    monkeypatch.setattr(motions.simulator, "step", lambda action: (calls.append(action), step(action))[1])
+    motions.picture_every = every
+    made = motions.episode(3)
+    ends = made["picture_ends"]
+    files = [made["picture_bytes"][a:b].tobytes() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    assert [int(file) for file in files] == [*range(0, STEPS, every), STEPS]
+    assert len(made["qpos"]) == STEPS + 1
+
+
 def test_the_arm_goes_about_and_nothing_is_refused(motions):
     made = [motions.episode(seed, pictures=False)["qpos"] for seed in range(4)]
     assert all(np.ptp(qpos[:, :7], axis=0).max() > 0.15 for qpos in made)
