@@ -45,7 +45,7 @@ test-slow: venv
 # Preset small on each task: hours on a CPU. It goes on where it was stopped.
 policies: venv
 	set -e; for task in pushcube pickcube stackcube; do \
-	  $(BIN)/python -m experiments.collect --task=$$task --episodes=1000 --picture_size=192 --out=data/$$task-192; \
+	  $(BIN)/python -m experiments.collect --task=$$task --episodes=2000 --picture_every=4 --picture_size=192 --out=data/$$task-192; \
 	  $(BIN)/python -m experiments.finetune --task=$$task --preset=small --data=data/$$task-192 --workdir=runs/$$task-small; \
 	  $(BIN)/python -m experiments.rollout --task=$$task --checkpoint=runs/$$task-small --protocol=rdt; \
 	done

@@ -81,9 +81,9 @@ class Run:
                 raise UserError(
                     f"{folder} demonstrates nothing: it holds videos for experiments.pretrain; name another --data"
                 )
-            if self.config.model.chunk % made.meta["picture_every"]:
+            if self.config.model.chunk % made.picture_every:
                 raise UserError(
-                    f"{folder} has a picture every {made.meta['picture_every']} control steps, which does not divide "
+                    f"{folder} has a picture every {made.picture_every} control steps, which does not divide "
                     f"the model's chunk of {self.config.model.chunk}: collect with another --picture_every"
                 )
             opened.append(made)

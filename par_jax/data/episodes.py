@@ -113,7 +113,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What `dataset.json` says. Older folders saw through the render camera, at every step.
+    """What `dataset.json` says. Folders older than `cameras` saw through the render camera.
 
     Raises:
       UserError: there is no such folder or file, or it is not ours.
@@ -129,7 +129,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is damaged ({error}): collect the data again into a new folder") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise UserError(f"{file} is not of format {FORMAT}: collect the data again with this version")
-    return {"cameras": ["render"], "picture_every": 1, **meta}
+    return {"cameras": ["render"], **meta}
 
 
 def shards(folder: Path) -> dict[int, Path]:
@@ -160,6 +160,7 @@ class Episodes:
     Attributes:
       path: the folder.
       meta: what `dataset.json` says.
+      picture_every: control steps between pictures, 1 in folders that are older than the field.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class Episodes:
         """
         self.path = Path(path)
         self.meta = read_meta(self.path)
+        self.picture_every: int = self.meta.get("picture_every", 1)
         self._expect("task", task)
         self._expect("picture_size", None if picture_size is None else list(picture_size))
         self._expect("control_mode", control_mode)
@@ -226,7 +228,7 @@ class Episodes:
 
     def strides(self) -> np.ndarray:
         """Control steps between the pictures of every episode, i64 [E]."""
-        return np.full(len(self), self.meta["picture_every"], np.int64)
+        return np.full(len(self), self.picture_every, np.int64)
 
     def pictures(self, index: int, places: Sequence[int] | None = None) -> np.ndarray:
         """Pictures of one episode, u8 [len(places), H, n*W, 3].

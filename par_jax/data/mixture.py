@@ -65,7 +65,7 @@ class Mixture:
 
     def strides(self) -> np.ndarray:
         """Control steps between the pictures of every episode, i64 [E]."""
-        return np.array([folder.meta["picture_every"] for folder in self._folders], np.int64)[self.parts]
+        return np.array([folder.picture_every for folder in self._folders], np.int64)[self.parts]
 
     def pictures(self, index: int, places: Sequence[int] | None = None) -> np.ndarray:
         """As `Episodes.pictures`."""

@@ -97,7 +97,7 @@ def open_folder(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
     if (folder / disk.META).exists():
-        meta = disk.read_meta(folder)
+        meta = {"picture_every": 1, **disk.read_meta(folder)}
         differing = [
             f"{key} {meta.get(key)!r} there, {value!r} asked for"
             for key, value in described.items()

@@ -53,7 +53,7 @@ def test_one_folder_is_itself(folders):
 
 def test_fewer_pictures_beside_all(mixture, folders):
     few = Episodes(folders[1])
-    few.meta = {**few.meta, "picture_every": 4}
+    few.picture_every = 4
     both = Mixture([Episodes(folders[0]), few])
     assert both.strides().tolist() == [(1, 4)[part] for part in both.parts]
     wanted = [-(-length // stride) + 1 for length, stride in zip(both.lengths(), both.strides(), strict=True)]
