@@ -55,6 +55,7 @@ def define_flags(videos: bool = False) -> None:
     for name, told in SHARES.items():
         flags.DEFINE_float(name, None, f"{told}; the preset's by default.", lower_bound=0.0, upper_bound=1.0)
     flags.DEFINE_float("action_noise", None, "Deviation of noise on executed actions.", lower_bound=0.0)
+    flags.DEFINE_integer("picture_shift", None, "Most pixels by which an episode's crop lies off.", lower_bound=0)
     flags.DEFINE_string("dtype", None, "float32 or bfloat16: of the computation; the preset's by default.")
     flags.DEFINE_string("remat", None, "What is computed again to save memory: none, full (whole blocks) or dots.")
     flags.DEFINE_integer("seed", 0, "Of parameters, data order and noise.", lower_bound=0)
@@ -83,6 +84,8 @@ def configuration() -> Config:
         if (given := getattr(FLAGS, name)) not in (None, *choices):
             raise UserError(f"unknown {name} {given!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
     config = preset(FLAGS)
+    if FLAGS.picture_shift is not None:
+        config = dataclasses.replace(config, picture=dataclasses.replace(config.picture, shift=FLAGS.picture_shift))
     if config.lora.rank and FLAGS.init is None:
         raise UserError("LoRA adapts weights that are there: give --init, or --lora_rank=0 to train all weights")
     if config.text.kind == "phi" and FLAGS.init is None:

@@ -17,7 +17,8 @@ ROLLOUT_FLAGS = {
     **dict.fromkeys(("out", "protocol", "episodes", "dtype", "sampler", "action_steps")),
 }
 
-_OF_A_STAGE = ("steps", "batch", "accumulate", "learning_rate", "dtype", "remat", "packages", "action_noise", *SHARES)
+_NUMBERS = ("steps", "batch", "accumulate", "learning_rate", "packages", "action_noise", "picture_shift", *SHARES)
+_OF_A_STAGE = ("dtype", "remat", *_NUMBERS)
 _OF_MANY_PROCESSES = ("mesh", "coordinator", "processes", "process")
 TRAINING_FLAGS = {
     **MODEL_FLAGS,

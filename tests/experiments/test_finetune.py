@@ -1,5 +1,6 @@
 """The command itself: in this process where it ends with a sentence, in its own where it is killed."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -135,8 +136,16 @@ def test_flags_change_the_model(monkeypatch):
     changes = {"variant": "bins", "lookahead": 3, "schedule": "ddpm", "sampler": "ddim", "action_steps": 7}
     monkeypatch.setattr(training, "FLAGS", training_flags(preset="tiny", **changes))
     config = training.configuration()
+    assert config.picture == TINY.picture
     assert (config.model.action_head, config.model.lookahead) == ("bins", 3)
     assert (config.diffusion.chosen, config.diffusion.action_steps) == ("ddim", 7)
+
+
+def test_a_flag_moves_the_crops_and_nothing_else_of_the_picture(monkeypatch):
+    monkeypatch.setattr(training, "FLAGS", training_flags(preset="tiny", picture_shift=0))
+    config = training.configuration()
+    assert (TINY.picture.shift, config.picture.shift) == (2, 0)
+    assert dataclasses.replace(config.picture, shift=2) == TINY.picture
 
 
 class Runs:
