@@ -238,7 +238,7 @@ def main() -> None:
     settings = _settings(policy, FLAGS.task, protocol, max_steps, meta)
     # A released folder stays as it is.
     home = Path("runs") / f"{folder.resolve().name}-shipped" if released else folder
-    of_several = f"-{FLAGS.task}" if len(set(meta["tasks"])) > 1 else ""
+    of_several = f"-{FLAGS.task}" if len(meta["tasks"]) > 1 else ""
     out = Path(FLAGS.out or home / f"{protocol.name}{of_several}")
     try:
         results = Results(out, settings, FLAGS.overwrite)

@@ -67,6 +67,11 @@ class Run:
         """What the policy is told, one a task."""
         return [get_scene(task).instruction for task in self.tasks]
 
+    @property
+    def learnt(self) -> list[str]:
+        """The tasks, each once: several folders may be of one."""
+        return list(dict.fromkeys(self.tasks))
+
     def episodes(self) -> Mixture:
         """The demonstrations, of all tasks.
 
@@ -103,8 +108,8 @@ class Run:
         return {
             "format": 1,
             "stage": stage,
-            "tasks": list(self.tasks),
-            "instructions": self.instructions,
+            "tasks": self.learnt,
+            "instructions": [get_scene(task).instruction for task in self.learnt],
             "seed": self.seed,
             "init": None if self.init is None else str(self.init),
             "config": config_lib.to_dict(self.config),

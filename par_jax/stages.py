@@ -233,6 +233,6 @@ def _announce(what: str, run: Run, train: int, held_out: int, module: Functional
         axes = ",".join(f"{axis}:{size}" for axis, size in run.mesh.shape.items())
         place = f"{run.mesh.size} {place} devices ({axes}) of {jax.process_count()} processes"
     processes.say(
-        f"{what} for {', '.join(run.tasks)}: {size:.2f}M parameters, {steps} steps on {place}, "
+        f"{what} for {', '.join(run.learnt)}: {size:.2f}M parameters, {steps} steps on {place}, "
         f"{train} demonstrations to train on, {held_out} held out"
     )

@@ -61,6 +61,15 @@ def test_fewer_pictures_beside_all(mixture, folders):
     assert picture_counts(mixture).tolist() == [len(mixture.pictures(i)) for i in range(len(mixture))]
 
 
+def test_a_task_of_two_folders_is_one_task(folders, tmp_path):
+    more = make_demos(tmp_path / "more")
+    run = Run(("pushcube", "pushcube"), SMALL, (folders[0], more), tmp_path / "run")
+    episodes = run.episodes()
+    assert len(episodes) == 46
+    told = run.meta("policy", episodes)
+    assert (told["tasks"], told["instructions"]) == (["pushcube"], [get_task("pushcube").instruction])
+
+
 def test_pictures_that_miss_a_chunk_s_ends_are_refused(tmp_path):
     folder = make_demos(tmp_path / "data")
     write_meta(folder, {**read_meta(folder), "picture_every": 3})
