@@ -51,7 +51,7 @@ def main() -> None:
     """Trains, rolls out, and writes the table."""
     if not FLAGS.task or not FLAGS.out:
         raise UserError("say what to compare on and where to: --task=pickcube --out=runs/ablations-pickcube")
-    if len(FLAGS.task) > 1:
+    if len(set(FLAGS.task)) > 1:  # one task may have several folders
         raise UserError("compare on one task at a time: --task=pickcube")
     for name in OWN:
         if FLAGS[name].present:
@@ -65,12 +65,13 @@ def main() -> None:
     out = Path(FLAGS.out)
     vae = shared_vae(out)
     results: dict[str, list[dict[str, Any]]] = {}
-    title = f"{FLAGS['task'].serialize().removeprefix('--task=')}, preset {FLAGS.preset}, protocol {protocol.name}"
+    task = FLAGS.task[0]
+    title = f"{task}, preset {FLAGS.preset}, protocol {protocol.name}"
     for seed in seeds:
         for name in variants:
             run = out / f"{name}-{seed}"
             train = [TRAIN, *passed(), *_as_flag(name), *vae, f"--seed={seed}", f"--workdir={run}"]
-            roll_out = [ROLL_OUT, FLAGS["task"].serialize(), f"--protocol={protocol.name}", f"--episodes={episodes}"]
+            roll_out = [ROLL_OUT, f"--task={task}", f"--protocol={protocol.name}", f"--episodes={episodes}"]
             results.setdefault(name, []).append(finished(run, train, roll_out))
             rows = ablation_table.rows(results)
             write_json(out / "table.json", {"title": title, "rows": rows, "runs": results})

@@ -163,9 +163,18 @@ def test_a_vae_that_is_given_is_passed_on(command):
     assert [_value(words, "vae") for words in command.calls] == ["elsewhere/vae", None]
 
 
+def test_a_task_may_have_several_folders(command):
+    out = command("--variants=full", "--task=pushcube,pushcube", "--data=data/a,data/b", "--vae=elsewhere/vae")
+    train, roll_out = command.calls
+    assert {"--task=pushcube,pushcube", "--data=data/a,data/b"} <= set(train)
+    assert _value(roll_out, "task") == "pushcube"
+    assert json.loads((out / "table.json").read_text())["title"].startswith("pushcube, preset")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--task=pushcube,pickcube"], "compare on one task at a time"),
         (["--out="], "say what to compare on and where to"),
         (["--variant=mlp"], "--variant is set by this command, run by run"),
         (["--workdir=runs/x"], "--workdir is set by this command"),
