@@ -19,6 +19,7 @@ from absl import flags
 
 from experiments import ablation_table, app, devices, training
 from par_jax import evaluation
+from par_jax.data.latents import share
 from par_jax.errors import UserError
 from par_jax.runs import is_trained
 from par_jax.variants import POLICIES, VARIANTS, vary
@@ -128,6 +129,8 @@ def finished(run: Path, train: list[str], roll_out: list[str]) -> dict[str, Any]
     if path.exists() and (found := json.loads(path.read_text()))["asked"] == asked:
         print(f"{run}: done before")
         return found["numbers"]
+    for other in sorted(run.parent.glob("*/vae")):
+        share(other, run / "vae")
     print(f"{run}: training", flush=True)
     call(train)
     print(f"{run}: rolling out", flush=True)

@@ -20,7 +20,7 @@ from par_jax import lora, processes
 from par_jax.checkpoint import Checkpoints, load_params
 from par_jax.config import Config, TrainConfig
 from par_jax.data.episodes import MOTION, Episodes, statistics
-from par_jax.data.latents import digest
+from par_jax.data.latents import digest, share
 from par_jax.data.mixture import Mixture
 from par_jax.errors import UserError
 from par_jax.language import FILE
@@ -150,7 +150,7 @@ def is_trained(vae: Path) -> bool:
 
 
 def adopt_vae(source: Path, target: Path) -> None:
-    """Copies a trained VAE's parameters, so that a policy's folder holds all that a rollout needs.
+    """Copies a trained VAE's parameters, so that a policy's folder holds all that a rollout needs; links its latents.
 
     Raises:
       UserError: there is no trained VAE, or the policy's folder holds another one.
@@ -165,8 +165,9 @@ def _adopt_vae(source: Path, target: Path) -> None:
     if (target / "config.json").exists():
         if digest(load_params(target)[2]) != digest(params):
             raise UserError(f"{target} holds another VAE than {source}: leave --vae out, or use a new --workdir")
-        return
-    write_frozen(target, meta["step"], params, {name: value for name, value in meta.items() if name != "step"})
+    else:
+        write_frozen(target, meta["step"], params, {name: value for name, value in meta.items() if name != "step"})
+    share(source, target)
 
 
 def write_frozen(folder: Path, step: int, params: Params, meta: dict) -> None:

@@ -9,6 +9,7 @@ from par_jax import runs, stages
 from par_jax.checkpoint import Checkpoints, load_params
 from par_jax.config import to_dict
 from par_jax.data.episodes import Episodes
+from par_jax.data.latents import latents_dir
 from par_jax.data.windows import Windows, validation_batches
 from par_jax.errors import UserError
 from par_jax.losses import policy_loss
@@ -39,6 +40,19 @@ def test_an_adopted_vae_is_all_there(tmp_path):
     config, meta, params = load_params(target)
     assert (config, meta["step"], meta["stage"]) == (SMALL, 4, "vae")
     np.testing.assert_array_equal(params["kernel"], np.full(5, 1.0))
+
+
+def test_what_an_adopted_vae_has_encoded_is_not_encoded_again(tmp_path):
+    source, target = make_vae(tmp_path / "source", 1.0), tmp_path / "run" / "vae"
+    runs.adopt_vae(source, target)
+    made = latents_dir(source) / "latents-0.npy"
+    made.parent.mkdir()
+    made.write_bytes(b"numbers")
+    (made.parent / "latents-1.part").write_bytes(b"half")
+    for _ in range(2):
+        runs.adopt_vae(source, target)
+        assert [path.name for path in latents_dir(target).iterdir()] == [made.name]
+    assert (latents_dir(target) / made.name).samefile(made)
 
 
 def test_a_vae_is_not_swapped_under_a_policy(tmp_path):

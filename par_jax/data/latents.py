@@ -1,5 +1,6 @@
 """All pictures of a data folder as latents of the frame VAE, made once and kept in one memory-mapped file."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from par_jax.errors import UserError, is_full_disk
 from par_jax.trees import flatten
 
 ROWS = 16  # pictures a call of the encoder; an episode's last call is padded
+
+
+def latents_dir(vae: Path) -> Path:
+    """Where the latents that a VAE made are kept: beside it."""
+    return vae / "latents"
 
 
 def digest(tree: object) -> str:
@@ -84,6 +90,21 @@ def encode_all(
                 "it goes on where it stopped"
             ) from error
     return np.load(path, mmap_mode="r")
+
+
+def share(source: Path, target: Path) -> None:
+    """Links the latents that one VAE's folder keeps into another's, where the file system can.
+
+    Their names say all that they depend on, so that none is taken for another.
+
+    Args:
+      source: a VAE's folder.
+      target: another's, of the same VAE or another one.
+    """
+    for path in latents_dir(source).glob("latents-*.npy"):
+        latents_dir(target).mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # there already, or on another disk: then they are made again
+            (latents_dir(target) / path.name).hardlink_to(path)
 
 
 def _append(

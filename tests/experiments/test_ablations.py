@@ -127,6 +127,21 @@ def test_what_is_finished_is_not_repeated_and_more_may_be_asked_for(command):
     assert "--episodes=20" in command.calls[-1]
 
 
+def test_runs_share_their_latents(command, monkeypatch):
+    fake = ablations.call
+
+    def encoding(words):
+        fake(words)
+        if words[0] == ablations.TRAIN and not (made := Path(_value(words, "workdir")) / "vae" / "latents").exists():
+            made.mkdir(parents=True)
+            (made / "latents-0.npy").write_bytes(b"numbers")
+
+    monkeypatch.setattr(ablations, "call", encoding)
+    out = command("--variants=full,mlp", "--vae=elsewhere/vae")
+    full, mlp = (out / name / "vae" / "latents" / "latents-0.npy" for name in ("full-0", "mlp-0"))
+    assert mlp.samefile(full)
+
+
 def test_a_stop_keeps_what_is_finished(command, monkeypatch):
     fake = ablations.call
 
