@@ -3,14 +3,12 @@
 python -m experiments.export --checkpoint=runs/pushcube --out=exported/pushcube
 """
 
-import dataclasses
 from pathlib import Path
 
 from absl import flags
 
 from experiments import app, devices
-from experiments.model_flags import define_sampling_flags, sampled
-from par_jax.config import Config
+from experiments.model_flags import adjusted, define_sampling_flags
 from par_jax.errors import UserError
 from par_jax.export import PLATFORMS, export
 
@@ -33,15 +31,10 @@ def main() -> None:
     if not FLAGS.checkpoint or not FLAGS.out:
         raise UserError("say what to export and where to: --checkpoint=runs/pushcube --out=exported/pushcube")
     devices.choose("cpu")
-    export(Path(FLAGS.checkpoint), Path(FLAGS.out), FLAGS.batch, FLAGS.platforms, adjusted, FLAGS.task)
-    size = sum(path.stat().st_size for path in Path(FLAGS.out).iterdir()) / 2**20
-    print(f"{FLAGS.out}: {size:.1f} MiB; python experiments/run_exported.py {FLAGS.out} calls it")
-
-
-def adjusted(config: Config) -> Config:
-    """The checkpoint's configuration with the flags' changes."""
-    dtype = FLAGS.dtype or config.train.dtype
-    return dataclasses.replace(sampled(config, FLAGS), train=dataclasses.replace(config.train, dtype=dtype))
+    folder, out = Path(FLAGS.checkpoint), Path(FLAGS.out)
+    export(folder, out, FLAGS.batch, FLAGS.platforms, lambda config: adjusted(config, FLAGS), FLAGS.task)
+    size = sum(path.stat().st_size for path in out.iterdir()) / 2**20
+    print(f"{out}: {size:.1f} MiB; python experiments/run_exported.py {out} calls it")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ def define_model_flags() -> None:
 
 def define_sampling_flags() -> None:
     """The flags of a model that acts."""
+    flags.DEFINE_integer(
+        "context", None, "Packages that the model looks back on, its own included; 1: no past.", lower_bound=1
+    )
     flags.DEFINE_string("sampler", None, "flow, ddpm or ddim; the schedule's own by default.")
     flags.DEFINE_integer(
         "action_steps", None, "Denoising steps of a chunk of actions.", lower_bound=1, upper_bound=1000
@@ -54,7 +57,7 @@ def preset(values: Any) -> Config:
 
 
 def sampled(config: Config, values: Any) -> Config:
-    """A configuration with the flags' changes to its sampling.
+    """A configuration with the flags' changes to what it looks back on and to its sampling.
 
     Args:
       config: to change.
@@ -63,9 +66,29 @@ def sampled(config: Config, values: Any) -> Config:
     Raises:
       UserError: the sampler is not one of what the model was trained for.
     """
+    config = _changed(config, "model", context=values.context)
     config = _changed(config, "diffusion", sampler=values.sampler, action_steps=values.action_steps)
     check_sampler(config.diffusion.schedule, config.diffusion.sampler)
     return config
+
+
+def adjusted(config: Config, values: Any) -> Config:
+    """A checkpoint's configuration with the flags' changes to how it acts.
+
+    Args:
+      config: of the trained model.
+      values: the command's flags, `dtype` among them.
+
+    Raises:
+      UserError: the sampler is not one of what the model was trained for, or it was trained to look back on less.
+    """
+    if values.context is not None and values.context > config.model.context:
+        raise UserError(
+            f"--context={values.context}: this policy was trained to look back on {config.model.context} packages: "
+            "give as many or less"
+        )
+    config = sampled(config, values)
+    return _changed(config, "train", dtype=values.dtype)
 
 
 def _changed(config: Config, part: str, **changes: object) -> Config:

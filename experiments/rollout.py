@@ -22,9 +22,8 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import app, devices
-from experiments.model_flags import define_sampling_flags, sampled
+from experiments.model_flags import adjusted, define_sampling_flags
 from par_jax import evaluation, recording, video
-from par_jax.config import Config
 from par_jax.errors import UserError, is_full_disk
 from par_jax.evaluation import Protocol, Trial
 from par_jax.policy import Policy
@@ -168,17 +167,6 @@ def roll_out(
             )
 
 
-def adjusted(config: Config) -> Config:
-    """A checkpoint's configuration with the flags' changes to how it acts.
-
-    Raises:
-      UserError: the sampler is not one of what the model was trained for.
-    """
-    config = sampled(config, FLAGS)
-    dtype = FLAGS.dtype or config.train.dtype
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
-
-
 def _pool(task: str, meta: dict[str, Any], cameras: tuple[str, ...], max_steps: int, workers: int) -> Any:
     """Simulator processes; Vulkan is checked here first, where its message can be read."""
     from par_jax.sim import vulkan
@@ -210,6 +198,7 @@ def _settings(policy: Policy, task: str, protocol: Protocol, max_steps: int, met
             "step": policy.step,
             "checksum": sum(sums) % 2**64,
         },
+        "context": policy.config.model.context,
         "sampler": policy.config.diffusion.chosen,
         "action_steps": policy.config.diffusion.action_steps,
         "dtype": policy.config.train.dtype,
@@ -233,7 +222,7 @@ def main() -> None:
         episodes = _QUICK if released and FLAGS.protocol is None else protocol.episodes
     trials = protocol.trials(episodes, FLAGS.seed)
     devices.choose(FLAGS.device)
-    policy = Policy.load(folder, adjusted)
+    policy = Policy.load(folder, lambda config: adjusted(config, FLAGS))
     max_steps = protocol.max_steps or task.max_steps
     settings = _settings(policy, FLAGS.task, protocol, max_steps, meta)
     # A released folder stays as it is.

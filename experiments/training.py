@@ -107,11 +107,13 @@ def configuration() -> Config:
     if FLAGS.stage == "vae":
         return dataclasses.replace(config, vae_train=changed(config.vae_train, **asked))
     asked |= {name: getattr(FLAGS, name) for name in (*SHARES, "packages", "action_noise")}
-    return dataclasses.replace(
-        config,
-        train=changed(config.train, **asked),
-        vae_train=changed(config.vae_train, steps=FLAGS.vae_steps),
-    )
+    train = changed(config.train, **asked)
+    if train.packages < config.model.context:
+        raise UserError(
+            f"a model that looks back on {config.model.context} packages learns nothing of them from sequences of "
+            f"{train.packages}: give --packages={config.model.context} or more, or --context={train.packages}"
+        )
+    return dataclasses.replace(config, train=train, vae_train=changed(config.vae_train, steps=FLAGS.vae_steps))
 
 
 def check_processes() -> None:

@@ -32,6 +32,7 @@ SMALL: Config = dataclasses.replace(
         config_lib.TINY.model,
         width=32,
         heads=1,
+        context=2,
         video_depth=1,
         frame_depth=2,
         frame_head_width=32,

@@ -5,7 +5,17 @@ from types import SimpleNamespace
 from experiments.training import SHARES
 from tests.demos import SMALL
 
-_UNSET = ("lookahead", "lora_rank", "lora_alpha", "lora_targets", "cameras", "schedule", "sampler", "action_steps")
+_UNSET = (
+    "lookahead",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "cameras",
+    "schedule",
+    "context",
+    "sampler",
+    "action_steps",
+)
 MODEL_FLAGS = {"preset": "tiny", "policy": "par", "variant": "full", **dict.fromkeys(_UNSET)}
 
 ROLLOUT_FLAGS = {
@@ -14,7 +24,7 @@ ROLLOUT_FLAGS = {
     "videos": 1,
     "overwrite": False,
     "device": "auto",
-    **dict.fromkeys(("out", "protocol", "episodes", "dtype", "sampler", "action_steps")),
+    **dict.fromkeys(("out", "protocol", "episodes", "dtype", "context", "sampler", "action_steps")),
 }
 
 _NUMBERS = ("steps", "batch", "accumulate", "learning_rate", "packages", "action_noise", "picture_shift", *SHARES)

@@ -56,6 +56,11 @@ def command(monkeypatch, tmp_path, data):
         ({"stage": "both"}, "unknown stage 'both'"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"remat": "half"}, "unknown remat 'half': choose none, full or dots"),
+        (
+            {"packages": 1},
+            "looks back on 2 packages learns nothing of them from sequences of 1: give --packages=2 or more",
+        ),
+        ({"context": 5, "variant": "no_transformer"}, "sequences of 2: give --packages=5 or more, or --context=2"),
         ({"remat": "full", "stage": "vae"}, "--remat is of the policy's transformers"),
         ({"accumulate": 3}, "a batch of 4 rows does not divide into 3 parts over 1 devices"),
         ({"accumulate": 3, "stage": "vae"}, "a batch of 4 rows does not divide into 3 parts"),
@@ -126,6 +131,12 @@ def test_flags_change_the_stage_that_is_asked_for(monkeypatch):
     config = training.configuration()
     assert config.train == TINY.train
     assert (config.vae_train.steps, config.vae_train.learning_rate, config.vae_train.accumulate) == (7, 1e-5, 3)
+
+
+def test_a_model_without_a_past_learns_from_single_packages(monkeypatch):
+    monkeypatch.setattr(training, "FLAGS", training_flags(preset="tiny", packages=1, context=1))
+    config = training.configuration()
+    assert (config.model.context, config.train.packages) == (1, 1)
 
 
 def test_every_remat_has_a_name_among_the_flags():

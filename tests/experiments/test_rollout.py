@@ -190,6 +190,13 @@ def test_other_settings_are_refused_until_overwritten(command):
     assert (summary["protocol"], summary["max_steps"], summary["episodes"]) == ("maniskill", 120, 2)
 
 
+def test_a_policy_may_look_back_on_less_than_it_was_trained_to(command, tmp_path):
+    out = command(episodes=2, context=1)
+    assert json.loads((out / "summary.json").read_text())["context"] == 1
+    with pytest.raises(UserError, match="context: 1 != 3"):
+        command(episodes=2)
+
+
 def test_another_checkpoint_is_refused(command, monkeypatch):
     command(episodes=2)
     monkeypatch.setattr(FakePolicy, "params", {"kernel": np.ones(4, np.float32)})
@@ -207,6 +214,7 @@ def test_another_checkpoint_is_refused(command, monkeypatch):
         ({"device": "abacus"}, "unknown device 'abacus'"),
         ({"checkpoint": "/no/such/run"}, "holds no checkpoint"),
         ({"task": "pickcube"}, "was trained on pushcube"),
+        ({"context": 4}, "--context=4: this policy was trained to look back on 3 packages"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(command, flags, message):
