@@ -190,7 +190,7 @@ def test_other_settings_are_refused_until_overwritten(command):
     assert (summary["protocol"], summary["max_steps"], summary["episodes"]) == ("maniskill", 120, 2)
 
 
-def test_a_policy_may_look_back_on_less_than_it_was_trained_to(command, tmp_path):
+def test_a_policy_may_look_back_on_less_than_it_was_trained_to(command):
     out = command(episodes=2, context=1)
     assert json.loads((out / "summary.json").read_text())["context"] == 1
     with pytest.raises(UserError, match="context: 1 != 3"):
