@@ -139,6 +139,9 @@ class ModelConfig:
       lookahead: chunks that are denoised together; the first is executed, the others condition the next step's
         prediction (PhysGen's L-MTP).
       see_actions: False puts begin-of-action tokens in the place of every executed chunk.
+      relative_actions: True tells the arm's numbers of a chunk as differences from where it was last told to be (from
+        where episodes begin, before it was told anything), the gripper's as they are: a look then has to say which
+        way to go and how far, not where the arm is. For position targets; other control modes are relative already.
       action_head: "dit" for diffusion, "mlp" for regression, "bins" for a classification of quantised actions.
       bins: quanta of an action's range, for "bins".
     """
@@ -168,6 +171,7 @@ class ModelConfig:
     predict_actions: bool = True
     lookahead: int = 1
     see_actions: bool = True
+    relative_actions: bool = False
     action_head: str = "dit"
     bins: int = 256
 

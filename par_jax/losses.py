@@ -1,5 +1,7 @@
 """The training objective: diffusion losses of frames and of actions with equal weight (paper eq. 11)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -24,14 +26,15 @@ def policy_loss(model: PAR, batch: Batch, key: jax.Array) -> tuple[jax.Array, Me
     loss is estimated on a random `frame_share` of the frames, which leaves its expectation as it is.
 
     Args:
-      model: with parameters and inputs in the dtype of the computation.
-      batch: B sequences of N packages.
+      model: its parameters' dtype is that of the computation.
+      batch: B sequences of N packages, float32.
       key: all of the step's randomness.
 
     Returns:
       The loss [] float32, and its parts: `frame_loss` and `action_loss`, of what the model predicts.
     """
     config = model.config
+    batch = dataclasses.replace(batch, latents=batch.latents.astype(model.dtype))
     keys = jax.random.split(key, 4)
     alone = jax.random.bernoulli(keys[0], config.train.history_dropout, batch.has_past.shape)
     z_o, z_a = encode(model, batch, alone, keys[1])
@@ -61,8 +64,14 @@ def encode(model: PAR, batch: Batch, alone: jax.Array, key: jax.Array | None = N
         hidden = alone | jax.random.bernoulli(hide_key, train.action_dropout, alone.shape)
         executed = executed + train.action_noise * jax.random.normal(noise_key, executed.shape, executed.dtype)
     time = (first + jnp.arange(n)).astype(jnp.float32)
-    known = (batch.has_past[:, None] | (jnp.arange(n) > 0)) & ~hidden[:, None]
-    return model.encode(batch.latents[:, :n], executed, known, batch.text, time, alone)
+    known = _has_past(batch) & ~hidden[:, None]
+    text = batch.text.astype(model.dtype) if jnp.issubdtype(batch.text.dtype, jnp.floating) else batch.text
+    return model.encode(batch.latents[:, :n], executed, known, text, time, alone)
+
+
+def _has_past(batch: Batch) -> jax.Array:
+    """Which packages hold a chunk that was executed: [B, N] bool."""
+    return batch.has_past[:, None] | (jnp.arange(batch.frame_valid.shape[1]) > 0)
 
 
 def action_loss(model: PAR, z_a: jax.Array, batch: Batch, alone: jax.Array, key: jax.Array) -> jax.Array:
@@ -72,14 +81,16 @@ def action_loss(model: PAR, z_a: jax.Array, batch: Batch, alone: jax.Array, key:
     b, n = z_a.shape[:2]
     target = jnp.stack([batch.actions[:, i : i + n] for i in range(m.lookahead)], axis=2)
     valid = jnp.stack([batch.valid[:, i : i + n] for i in range(m.lookahead)], axis=2)
-    ahead = drafts(model, z_a, alone, draft_key)
+    base = model.base(batch.executed, _has_past(batch))
+    target = (target - base[:, :, None]).astype(z_a.dtype)
+    ahead = drafts(model, z_a, base, alone, draft_key)
     error = model.action_head.errors(
         target.reshape(b * n, -1, target.shape[-1]), z_a.reshape(b * n, *z_a.shape[2:]), ahead, key
     )
     return _mean(error.reshape(b, -1), valid.reshape(b, -1))
 
 
-def drafts(model: PAR, z_a: jax.Array, alone: jax.Array, key: jax.Array) -> Ahead:
+def drafts(model: PAR, z_a: jax.Array, base: jax.Array, alone: jax.Array, key: jax.Array) -> Ahead:
     """The look-ahead of every package, sampled from the package before: [B * N, (M-1) * L, A].
 
     A rollout's look-ahead is the model's own, and so is this one: the expert's chunks in its place would be the
@@ -88,6 +99,7 @@ def drafts(model: PAR, z_a: jax.Array, alone: jax.Array, key: jax.Array) -> Ahea
 
     Args:
       z_a: [B, N, K, E].
+      base: [B, N, 1, A] float32, what each package's actions are told from.
       alone: [B] bool, sequences without history, which have no look-ahead either.
       key: of the noise.
     """
@@ -100,8 +112,9 @@ def drafts(model: PAR, z_a: jax.Array, alone: jax.Array, key: jax.Array) -> Ahea
         return none
     z = jax.lax.stop_gradient(z_a).reshape(b * n, *z_a.shape[2:])
     made = model.action_head.sample(z, none, jax.random.split(key, b * n), DRAFT_STEPS)
-    made = jnp.roll(jax.lax.stop_gradient(made)[:, m.chunk :].reshape(b, n, size, -1), 1, axis=1)
-    return Ahead(made.reshape(b * n, size, -1), known)
+    made = jax.lax.stop_gradient(made)[:, m.chunk :].reshape(b, n, size, -1).astype(jnp.float32)
+    made = jnp.roll(made + base, 1, axis=1) - base
+    return Ahead(made.reshape(b * n, size, -1).astype(z_a.dtype), known)
 
 
 def frame_loss(model: PAR, z_o: jax.Array, batch: Batch, key: jax.Array) -> jax.Array:
@@ -142,16 +155,18 @@ def policy_errors(model: PAR, batch: Batch, key: jax.Array) -> Metrics:
     """
     b = batch.has_past.shape[0]
     chunk = model.config.model.chunk
+    batch = dataclasses.replace(batch, latents=batch.latents.astype(model.dtype))
+    base = model.base(batch.executed, _has_past(batch))
     errors = {}
     for name, missing in (("teacher_forced", False), ("history_masked", True)):
         alone = jnp.full(b, missing)
         _, z_a = encode(model, batch, alone)
         n = z_a.shape[1]
         draft_key, sample_key = jax.random.split(key)
-        ahead = drafts(model, z_a, alone, draft_key)
+        ahead = drafts(model, z_a, base, alone, draft_key)
         out = model.action_head.sample(z_a.reshape(b * n, *z_a.shape[2:]), ahead, jax.random.split(sample_key, b * n))
         out = out[:, :chunk].reshape(b, n, chunk, -1)
-        error = jnp.mean(jnp.abs(out - batch.actions[:, :n]), axis=-1)
+        error = jnp.mean(jnp.abs(out.astype(jnp.float32) + base - batch.actions[:, :n]), axis=-1)
         errors[name] = _mean(error, batch.valid[:, :n])
         first = batch.valid[:, 0] & ~batch.has_past[:, None]
         errors["chunk_0"] = jnp.sum(jnp.where(first, error[:, 0], 0)) / jnp.sum(first, dtype=error.dtype)

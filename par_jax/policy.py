@@ -76,8 +76,7 @@ class PhysicalStep:
         dtype = _dtype(params)
         eye = {name: tree for name, tree in params["vae"].items() if name not in DECODER}
         latents = self._eye.bind(eye).encode_frames(to_unit(pictures).astype(dtype))
-        cache, actions, ahead, waiting = sampling.act(model, cache, latents, executed.astype(dtype), keys)
-        return cache, actions.astype(jnp.float32), ahead.astype(jnp.float32), waiting
+        return sampling.act(model, cache, latents, executed, keys)
 
     def predict(self, params: dict, cache: KVCache, waiting: jax.Array, keys: jax.Array) -> jax.Array:
         """The next frame, after `act`: its cache, [B, K_o, E] and keys [B] -> uint8 [B, h, w, 3]."""

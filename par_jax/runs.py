@@ -19,7 +19,7 @@ from par_jax import config as config_lib
 from par_jax import lora, processes
 from par_jax.checkpoint import Checkpoints, load_params
 from par_jax.config import Config, TrainConfig
-from par_jax.data.episodes import MOTION, Episodes, statistics
+from par_jax.data.episodes import MOTION, Episodes, is_delta, statistics
 from par_jax.data.latents import digest, share
 from par_jax.data.mixture import Mixture
 from par_jax.errors import UserError
@@ -94,6 +94,14 @@ class Run:
             opened.append(made)
         return Mixture(opened)
 
+    def relative(self, episodes: Mixture) -> bool:
+        """Whether the model tells actions as differences: where the control mode's are targets and not moves."""
+        return self.config.model.relative_actions and not is_delta(episodes.meta)
+
+    def statistics(self, episodes: Mixture) -> dict:
+        """What scales the actions, as the model tells them."""
+        return statistics(episodes, self.config.model.chunk if self.relative(episodes) else None)
+
     def rows(self, train: TrainConfig) -> slice:
         """This process's rows of a batch.
 
@@ -113,7 +121,7 @@ class Run:
             "seed": self.seed,
             "init": None if self.init is None else str(self.init),
             "config": config_lib.to_dict(self.config),
-            "statistics": statistics(episodes),
+            "statistics": self.statistics(episodes),
             "dataset": episodes.meta,
             "versions": versions(PACKAGES),
         }

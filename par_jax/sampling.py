@@ -25,7 +25,7 @@ def step(model: PAR, cache: KVCache, latents: jax.Array, executed: jax.Array) ->
     Args:
       cache: of B robots.
       latents: [B, h, w, C], the frame seen now.
-      executed: [B, L, A], the chunk that led to it; not read where the cache is empty.
+      executed: [B, L, A] float32, the chunk that led to it; not read where the cache is empty.
 
     Returns:
       The cache; what `frame_condition` makes Z_O of, [B, K_o, E]; and Z_A [B, K, E], which conditions the next chunk.
@@ -52,14 +52,16 @@ def act(
       keys: [B], each robot's own.
 
     Returns:
-      The cache, the next chunk [B, L, A], the look-ahead [B, (M-1) * L, A] (which the cache holds too), both scaled;
-      and [B, K_o, E] for `frame_condition`.
+      The cache, the next chunk [B, L, A], the look-ahead [B, (M-1) * L, A] (which the cache holds too), both float32
+      and scaled; and [B, K_o, E] for `frame_condition`.
     """
-    ahead = Ahead(cache.ahead, cache.time > 0)
+    known = cache.time > 0
+    base = model.base(executed, known)
+    ahead = Ahead(cache.ahead - base, known)
     cache, waiting, z_a = step(model, cache, latents, executed)
     chunk = model.config.model.chunk
-    actions = model.action_head.sample(z_a, ahead, keys)
-    cache = dataclasses.replace(cache, ahead=actions[:, chunk:].astype(cache.ahead.dtype))
+    actions = model.action_head.sample(z_a, ahead, keys).astype(jnp.float32) + base
+    cache = dataclasses.replace(cache, ahead=actions[:, chunk:])
     return cache, actions[:, :chunk], actions[:, chunk:], waiting
 
 

@@ -15,7 +15,7 @@ from par_jax.beginning import begin, state_shapes
 from par_jax.best import keep_best
 from par_jax.checkpoint import load_params
 from par_jax.config import VAEConfig
-from par_jax.data.episodes import statistics
+from par_jax.data.episodes import is_delta
 from par_jax.data.latents import digest, encode_all, latents_dir, shifts
 from par_jax.data.mixture import Mixture
 from par_jax.data.pictures import picture_batches, sample_pictures, split_episodes, to_unit
@@ -173,8 +173,8 @@ def _fitted(run: Run) -> tuple[Run, Mixture, Params]:
     vae_config, _, vae = load_params(run.workdir / "vae")
     _same_vae(vae_config.vae, run.config.vae, run.workdir / "vae")
     episodes = run.episodes()
-    width = len(statistics(episodes)["low"])  # the control mode's
-    model = dataclasses.replace(run.config.model, action_dim=width)
+    width = episodes.numbers(0)["action"].shape[1]  # the control mode's
+    model = dataclasses.replace(run.config.model, action_dim=width, relative_actions=run.relative(episodes))
     config = dataclasses.replace(run.config, vae=vae_config.vae, model=model)
     return dataclasses.replace(run, config=config), episodes, vae
 
@@ -194,10 +194,10 @@ def make_windows(run: Run, episodes: Mixture, vae: Params) -> Windows:
             (*config.latent_size, config.vae.latent_channels),
         )
     )
-    numbers = statistics(episodes)
+    numbers = run.statistics(episodes)
     low, high = numbers["low"], numbers["high"]
     rest = None
-    if "delta" in episodes.meta.get("control_mode", ""):
+    if is_delta(episodes.meta):
         last = episodes.numbers(0)["action"][-1]
         rest = scale_actions(np.concatenate([np.zeros_like(last[:-1]), last[-1:]]), low, high)
     records = [episodes.numbers(i) for i in range(len(episodes))]

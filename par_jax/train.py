@@ -93,8 +93,8 @@ def make_train_step(loss: Loss, config: TrainConfig, mesh: Mesh | None = None, f
     key of its own, and gradients and metrics are means over the parts.
 
     Args:
-      loss: (params, batch, key) -> (loss [], metrics); params and batch come in `config.dtype`, while the
-        parameters that the optimizer moves stay float32.
+      loss: (params, batch, key) -> (loss [], metrics); params come in `config.dtype`, while those that the optimizer
+        moves stay float32, and so does the batch.
       config: of the stage.
       mesh: the devices to compute on, as `par_jax.sharding.make_mesh` makes it; the batch is then this process's
         rows. None for one device.
@@ -112,7 +112,7 @@ def make_train_step(loss: Loss, config: TrainConfig, mesh: Mesh | None = None, f
     def computed(params: Tree, frozen: Tree | None, batch: Tree, key: jax.Array) -> tuple[jax.Array, dict]:
         params = cast(params, config.dtype)
         params = params if frozen is None else join(params, frozen)
-        value, parts = loss(sharding.gathered(params), cast(batch, config.dtype), key)
+        value, parts = loss(sharding.gathered(params), batch, key)
         return value.astype(jnp.float32), parts
 
     def differentiated(*args: Any) -> tuple[tuple[jax.Array, dict], Tree]:

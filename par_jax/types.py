@@ -24,7 +24,8 @@ class Batch:
       latents: [B, N+1, h, w, C] float32, scaled frame latents of O_0 .. O_N.
       executed: [B, N, L, A] float32, A_0 .. A_{N-1} as executed, scaled to about [-1, 1]; A_0 is only read where
         `has_past`.
-      actions: [B, N+M-1, L, A] float32, the targets A_1 .. A_{N+M-1}, scaled alike.
+      actions: [B, N+M-1, L, A] float32, the targets A_1 .. A_{N+M-1}, scaled alike. Both are absolute where the control
+        mode is: a model of relative actions takes the difference itself.
       has_past: [B] bool, False where O_0 is the episode's first frame (A_0 is then begin-of-action tokens).
       valid: [B, N+M-1, L] bool, which actions of A_1 .. A_{N+M-1} are targets.
       frame_valid: [B, N] bool, which of O_1 .. O_N are targets.

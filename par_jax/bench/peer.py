@@ -108,9 +108,9 @@ class Peer:
         known = self.tensor(subject.ahead().known)
         function, arguments = {
             "frame encoding": (self.actor.vae.forward, (pictures,)),
-            "transformer": (lambda *given: par.step(*given)[1:], (cache, latents, executed.to(dtype))),
+            "transformer": (lambda *given: par.step(*given)[1:], (cache, latents, executed)),
             "action head": (par.decide, (z_a, ahead.to(dtype), known, noise)),
-            WHOLE: (self.actor.act, (cache, pictures, executed.to(dtype), noise)),
+            WHOLE: (self.actor.act, (cache, pictures, executed, noise)),
         }[name]
         if mode == "compile":
             # On a GPU a step is hundreds of small kernels; CUDA graphs launch them at once.
@@ -144,9 +144,7 @@ class Peer:
         @jax.jit
         def loss(params: Params, batch: Any) -> jax.Array:
             params = cast(params, train.dtype)
-            return policy_loss(
-                par.bind(params if frozen is None else join(params, frozen)), cast(batch, train.dtype), key
-            )[0]
+            return policy_loss(par.bind(params if frozen is None else join(params, frozen)), batch, key)[0]
 
         ours = _numbers(loss(state.params, batch))
         draws = self._draws.policy_draws(self.config, batch.has_past.shape[0], train.packages, key, train.dtype)

@@ -100,7 +100,7 @@ class Subject:
             return vae.bind(params["vae"]).encode_frames(to_unit(pictures).astype(dtype))
 
         def transform(params: Params, cache: KVCache, latents: jax.Array, executed: jax.Array) -> tuple:
-            return sampling.step(par.bind(params["par"]), cache, latents, executed.astype(dtype))
+            return sampling.step(par.bind(params["par"]), cache, latents, executed)
 
         def decide(params: Params, z_a: jax.Array, ahead: Ahead, keys: jax.Array) -> jax.Array:
             return par.bind(params["par"]).action_head.sample(z_a, ahead, keys)

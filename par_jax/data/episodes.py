@@ -275,16 +275,30 @@ class Episodes:
         )
 
 
-def statistics(episodes: Demonstrations) -> dict[str, Any]:
+def is_delta(meta: dict) -> bool:
+    """Whether a folder's actions are moves, and not targets."""
+    return "delta" in meta.get("control_mode", "")
+
+
+def statistics(episodes: Demonstrations, chunk: int | None = None) -> dict[str, Any]:
     """What normalisation needs, from the numbers alone: no picture is read.
+
+    Args:
+      episodes: the demonstrations.
+      chunk: L where actions are told as differences from the last executed one, else None. `low` and `high` of the
+        arm's numbers (all but the last) then lie about where episodes begin, as far off as the differences reach:
+        99.5% of them within a chunk.
 
     Returns:
       plain floats and lists, for JSON: `low`, `high` (0.5% and 99.5% quantiles), `mean`, `std`, each a list of A
       numbers over all `action`s, and `count`, the number of actions.
     """
-    actions = np.concatenate([episodes.numbers(index)["action"] for index in range(len(episodes))])
-    actions = actions.astype(np.float64)
+    records = [episodes.numbers(index) for index in range(len(episodes))]
+    actions = np.concatenate([record["action"] for record in records]).astype(np.float64)
     low, high = np.quantile(actions, [0.005, 0.995], axis=0)
+    if chunk is not None:
+        begin, reach = _reach(records, chunk)
+        low[:-1], high[:-1] = begin - reach, begin + reach
     return {
         "low": low.tolist(),
         "high": high.tolist(),
@@ -292,6 +306,19 @@ def statistics(episodes: Demonstrations) -> dict[str, Any]:
         "std": actions.std(0).tolist(),
         "count": len(actions),
     }
+
+
+def _reach(records: Sequence[dict[str, np.ndarray]], chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the arm begins, and how far a chunk's actions lie from what was executed last: f64 [A-1] each."""
+    arm = records[0]["action"].shape[1] - 1
+    begin = np.mean([record["qpos"][0, :arm] for record in records], axis=0, dtype=np.float64)
+    differences = []
+    for record in records:
+        action, executed = record["action"][:, :arm], record.get("executed", record["action"])[:, :arm]
+        last = np.concatenate([begin[None], executed[:-1]])
+        steps = np.minimum(np.arange(len(action))[:, None] + np.arange(chunk), len(action) - 1)
+        differences.append(np.abs(action[steps] - last[:, None]).reshape(-1, arm))
+    return begin, np.quantile(np.concatenate(differences), 0.995, axis=0)
 
 
 def _damaged(shard: Path) -> UserError:

@@ -76,12 +76,36 @@ class PAR(nnx.Module):
             self.action_head = make_action_head(config, rngs)
         lora.attach(self, config.lora, rngs)
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the parameters, and so of the computation."""
+        return self.patch_embed.kernel[...].dtype
+
+    def base(self, executed: jax.Array, known: jax.Array) -> jax.Array:
+        """What the next chunk's actions are told from: the last executed action's numbers of the arm.
+
+        Zeros, which are where episodes begin, where nothing was executed; for the gripper, which is told as it is; and
+        for models of absolute actions.
+
+        Args:
+          executed: [..., L, A] float32, scaled, the chunk that led to the frame.
+          known: [...] bool, False where there was none.
+
+        Returns:
+          [..., 1, A] float32.
+        """
+        last = executed[..., -1:, :]
+        if not self.config.model.relative_actions:
+            return jnp.zeros_like(last)
+        arm = jnp.arange(last.shape[-1]) < last.shape[-1] - 1
+        return jnp.where(known[..., None, None] & arm, last, 0)
+
     def physical_tokens(self, latents: jax.Array, actions: jax.Array, known: jax.Array, time: jax.Array) -> jax.Array:
         """Frames and chunks to packages (paper section 4.2.1).
 
         Args:
           latents: [..., h, w, C].
-          actions: [..., L, A], the chunk that led to the frame.
+          actions: [..., L, A] float32, the chunk that led to the frame.
           known: [...] bool, False where there was none.
           time: [...] float32, the packages' places in the episode.
 
@@ -98,7 +122,8 @@ class PAR(nnx.Module):
             # NOVA's time 0 is that of its begin-of-video frame.
             frame = frame + self.video_position(time + 1, frame.dtype)[..., None, :]
         if m.predict_actions:
-            action = self.action_tokenizer(actions, known)
+            actions = actions - self.base(actions, jnp.ones_like(known))
+            action = self.action_tokenizer(actions.astype(frame.dtype), known)
         else:
             action = jnp.zeros((*frame.shape[:-2], m.chunk, m.width), frame.dtype)
         return jnp.concatenate([frame, action], axis=-2)
@@ -122,7 +147,7 @@ class PAR(nnx.Module):
 
         Args:
           latents: [B, N, h, w, C], O_0 .. O_{N-1}.
-          actions: [B, N, L, A], A_0 .. A_{N-1}.
+          actions: [B, N, L, A] float32, A_0 .. A_{N-1}.
           known: [B, N] bool, which of the chunks are given as tokens.
           text: [B, K_text] int32 word ids, or [B, K_text, dim] embeddings.
           time: [B, N] float32.

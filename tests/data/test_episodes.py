@@ -1,6 +1,7 @@
 import io
 import json
 import subprocess
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -90,6 +91,24 @@ def test_statistics_read_numbers_only(folder, monkeypatch):
     np.testing.assert_allclose(statistics["low"], np.quantile(actions, 0.005, axis=0), rtol=1e-5)
     np.testing.assert_allclose(statistics["high"], np.quantile(actions, 0.995, axis=0), rtol=1e-5)
     assert json.loads(json.dumps(statistics)) == statistics
+
+
+def test_statistics_of_differences_reach_from_where_episodes_begin():
+    """Two episodes that begin at 1 and 3 and then go 0.5 a step: a chunk of 4 reaches 2 from the last action."""
+
+    class Two:
+        meta: ClassVar[dict] = {}
+
+        def __len__(self):
+            return 2
+
+        def numbers(self, i):
+            arm = 1.0 + 2 * i + 0.5 * np.arange(200, dtype=np.float32)
+            action = np.stack([arm, np.sign(arm - 50)], axis=1)
+            return {"action": action, "executed": action, "qpos": np.full((201, 3), 1.0 + 2 * i, np.float32)}
+
+    statistics = disk.statistics(Two(), chunk=4)
+    assert statistics["low"] == [0.0, -1.0] and statistics["high"] == [4.0, 1.0]
 
 
 def test_statistics_do_not_read_picture_records(folder, monkeypatch):

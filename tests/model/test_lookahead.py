@@ -17,6 +17,7 @@ from tests.model.conftest import SMALL, make_batch, random_params
 M = 3
 CONFIG = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, lookahead=M, video_depth=1))
 L, A = CONFIG.model.chunk, CONFIG.model.action_dim
+BASE = jnp.zeros((2, 4, 1, A))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_the_first_step_has_no_look_ahead(model, act, batch):
 
 def test_training_hands_on_the_models_own_guess_and_never_the_target(model, batch):
     _, z_a = losses.encode(model, batch, jnp.zeros(2, bool))
-    ahead = losses.drafts(model, z_a, jnp.array([False, True]), jax.random.key(3))
+    ahead = losses.drafts(model, z_a, BASE, jnp.array([False, True]), jax.random.key(3))
     np.testing.assert_array_equal(ahead.known.reshape(2, 4), [[0, 1, 1, 1], [0, 0, 0, 0]])
     none = Ahead(jnp.zeros((8, (M - 1) * L, A)), jnp.zeros(8, bool))
     made = model.action_head.sample(
@@ -80,7 +81,7 @@ def test_training_hands_on_the_models_own_guess_and_never_the_target(model, batc
     )
     np.testing.assert_allclose(ahead.actions[1], made[0, L:], atol=1e-6)
     np.testing.assert_allclose(ahead.actions[6], made[5, L:], atol=1e-6)
-    still = jax.grad(lambda z: losses.drafts(model, z, jnp.zeros(2, bool), jax.random.key(3)).actions.sum())(z_a)
+    still = jax.grad(lambda z: losses.drafts(model, z, BASE, jnp.zeros(2, bool), jax.random.key(3)).actions.sum())(z_a)
     assert not still.any()
 
 

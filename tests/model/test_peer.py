@@ -38,7 +38,7 @@ PARAMETERS = {
     "action_head/position": "action_head.position",
     "action_head/stack/blocks/modulation/kernel": "action_head.stack.0.modulation.weight",
 }
-# What differs in the presets: positions, the prompt's kind, look-ahead, adapters, rematerialisation.
+# What differs in the presets: positions, the prompt's kind, relative actions, look-ahead, adapters, rematerialisation.
 VARIANTS = {
     "tiny": SMALL,
     "par": dataclasses.replace(
@@ -50,7 +50,7 @@ VARIANTS = {
     "physgen": dataclasses.replace(
         SMALL,
         picture=PictureConfig(cameras=("render", "hand"), size=(56, 40), crop=(32, 24)),
-        model=dataclasses.replace(SMALL.model, positions="rotary", lookahead=3),
+        model=dataclasses.replace(SMALL.model, positions="rotary", lookahead=3, relative_actions=True),
         lora=LoRAConfig(rank=2, alpha=3.0),
     ),
 }

@@ -72,7 +72,7 @@ class Cache(nn.Module):
         for i in range(depth):
             for name in "kv":
                 self.register_buffer(f"{name}{i}", torch.zeros(shape, dtype=dtype, device=device))
-        self.register_buffer("ahead", torch.zeros(ahead, dtype=dtype, device=device))
+        self.register_buffer("ahead", torch.zeros(ahead, device=device))
         self.register_buffer("time", torch.zeros((), dtype=torch.long, device=device))
 
     def layer(self, i):
@@ -116,8 +116,17 @@ class Par(nn.Module):
         if m.predict_frames:
             self.frame_encoder.tables(m.width // m.heads)
 
+    def base(self, executed, known):
+        """What the next actions are told from: executed [..., L, A], known [...] bool -> [..., 1, A]."""
+        last = executed[..., -1:, :].clone()
+        if not self.config.model.relative_actions:
+            return torch.zeros_like(last)
+        last[..., -1] = 0
+        return last * known[..., None, None]
+
     def packages(self, latents, actions, known, time):
-        """latents [..., h, w, C], actions [..., L, A], known [...] bool, time [...] -> [..., K, E]."""
+        """latents [..., h, w, C], actions [..., L, A] float32, known [...] bool, time [...] -> [..., K, E]."""
+        actions = (actions - self.base(actions, torch.ones_like(known))).to(latents.dtype)
         frame = self.patch_embed(patchify(latents, self.config.model.video_patch))
         if self.config.model.positions != "rotary":
             frame = frame + self.space.to(frame.dtype)
@@ -197,10 +206,12 @@ class Par(nn.Module):
         return self.action_head.sample(kv, noise, self.config.diffusion.action_steps)
 
     def act(self, cache, latents, executed, noise):
-        """The physical step: the next M chunks [B, M * L, A] from noise [B, M * L, A], and Z_O."""
-        ahead, known = cache.ahead, (cache.time > 0).expand(len(latents))
+        """The physical step: the next M chunks [B, M * L, A] float32 from noise [B, M * L, A], and Z_O."""
+        known = (cache.time > 0).expand(len(latents))
+        base = self.base(executed, known)
+        ahead = (cache.ahead - base).to(latents.dtype)
         z_o, z_a = self.step(cache, latents, executed)
-        actions = self.decide(z_a, ahead, known, noise)
+        actions = self.decide(z_a, ahead, known, noise).float() + base
         cache.ahead.copy_(actions[:, self.config.model.chunk :])
         return actions, z_o
 

@@ -5,6 +5,9 @@ from torch import nn
 
 from tests.reference.par_blocks import patchify
 
+# Numbers of which differences are taken before they are rounded.
+EXACT = ("executed", "actions")
+
 
 class Objective(nn.Module):
     """The loss of a `Par`, whose draws are given."""
@@ -17,20 +20,22 @@ class Objective(nn.Module):
         """The objective with its draws given: see `draws.policy_draws`."""
         n = batch["frame_valid"].shape[1]
         time = draws["first"] + torch.arange(n, device=draws["first"].device)
-        known = (batch["has_past"][:, None] | (torch.arange(n, device=time.device) > 0)) & ~draws["alone"][:, None]
+        past = batch["has_past"][:, None] | (torch.arange(n, device=time.device) > 0)
+        known, base = past & ~draws["alone"][:, None], self.par.base(batch["executed"], past)
         z_o, z_a = self.par.encode(
             batch["latents"][:, :n], batch["executed"], known, batch["text"], time, draws["alone"]
         )
         frame = self.frame_loss(z_o, batch, draws) if self.par.config.model.predict_frames else 0.0
-        return frame + self.action_loss(z_a, batch, draws)
+        return frame + self.action_loss(z_a, base, batch, draws)
 
-    def action_loss(self, z_a, batch, draws):
+    def action_loss(self, z_a, base, batch, draws):
         (b, n), m, t, noise = z_a.shape[:2], self.par.config.model, draws["action_t"], draws["action_noise"]
         following = [range(i, i + n) for i in range(m.lookahead)]
-        target = torch.stack([batch["actions"][:, r.start : r.stop] for r in following], 2).flatten(0, 1).flatten(1, 2)
+        target = torch.stack([batch["actions"][:, r.start : r.stop] for r in following], 2) - base[:, :, None]
+        target = target.flatten(0, 1).flatten(1, 2).to(z_a.dtype)
         valid = torch.stack([batch["valid"][:, r.start : r.stop] for r in following], 2)
         z_a, count = z_a.flatten(0, 1), len(t)
-        kv = self.par.action_head.condition(z_a, *self.drafts(z_a, b, n, draws))
+        kv = self.par.action_head.condition(z_a, *self.drafts(z_a, base, b, n, draws))
         kv = [[part.repeat(count, 1, 1, 1) for part in pair] for pair in kv]
         each = target.expand(count, *target.shape)
         x = noised(each, noise, t[..., None, None])
@@ -38,7 +43,7 @@ class Objective(nn.Module):
         error = (out.float() - (noise - each).float()).square().mean(-1).mean(0)
         return mean(error.flatten(), valid.flatten())
 
-    def drafts(self, z_a, b, n, draws):
+    def drafts(self, z_a, base, b, n, draws):
         """The model's own look-ahead from the package before: [B * N, (M-1) * L, A], and where there is one."""
         m, device = self.par.config.model, z_a.device
         known = ((torch.arange(n, device=device) > 0) & ~draws["alone"][:, None]).flatten()
@@ -48,7 +53,8 @@ class Objective(nn.Module):
         with torch.no_grad():
             kv = self.par.action_head.condition(z_a, none, torch.zeros_like(known))
             made = self.par.action_head.sample(kv, draws["draft_noise"], 2)[:, m.chunk :]
-        return made.unflatten(0, (b, n)).roll(1, 1).flatten(0, 1).to(z_a.dtype), known
+        made = (made.float().unflatten(0, (b, n)) + base).roll(1, 1) - base
+        return made.flatten(0, 1).to(z_a.dtype), known
 
     def frame_loss(self, z_o, batch, draws):
         m, some = self.par.config.model, draws["some"]
@@ -104,7 +110,8 @@ class Trainer:
         dtype = getattr(torch, self.train.dtype)
         parameters = {name: parameter.to(dtype) for name, parameter in self.objective.named_parameters()}
         batch, draws = (
-            {k: x.to(dtype) if x.dtype == torch.float32 else x for k, x in d.items()} for d in (batch, draws)
+            {k: x.to(dtype) if x.dtype == torch.float32 and k not in EXACT else x for k, x in d.items()}
+            for d in (batch, draws)
         )
         return torch.func.functional_call(self.objective, parameters, (batch, draws))
 
