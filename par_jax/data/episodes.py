@@ -35,6 +35,7 @@ from safetensors.numpy import load, save
 
 from par_jax.data.pictures import Demonstrations
 from par_jax.errors import UserError
+from par_jax.tasks import get_robot
 
 FORMAT = 1
 META = "dataset.json"
@@ -176,11 +177,12 @@ class Episodes:
 
         Args:
           path: the folder that `experiments.collect` wrote.
-          task, picture_size (height, width), control_mode, cameras: what the caller needs; None accepts any.
+          task, picture_size (height, width), control_mode: what the caller needs; None accepts any.
+          cameras: those to show, in this order; all by default.
 
         Raises:
           UserError: missing, empty, half-written or damaged, or of another task, picture size or control mode, or
-            without a camera, or with other ones.
+            without a camera that is asked for, or with the arm of one that is not.
         """
         self.path = Path(path)
         self.meta = read_meta(self.path)
@@ -188,7 +190,7 @@ class Episodes:
         self._expect("task", task)
         self._expect("picture_size", None if picture_size is None else list(picture_size))
         self._expect("control_mode", control_mode)
-        self._expect_cameras(cameras)
+        self._cameras, self._chosen = len(self.meta["cameras"]), self._choose_cameras(cameras)
         found = shards(self.path)
         listed = {int(seed): number for seed, number in self.meta["shards"].items()}
         if not listed:
@@ -231,7 +233,7 @@ class Episodes:
         return np.full(len(self), self.picture_every, np.int64)
 
     def pictures(self, index: int, places: Sequence[int] | None = None) -> np.ndarray:
-        """Pictures of one episode, u8 [len(places), H, n*W, 3].
+        """Pictures of one episode, u8 [len(places), H, n*W, 3], of the n cameras that were asked for.
 
         Args:
           index: of the episode.
@@ -241,7 +243,10 @@ class Episodes:
         data, ends = record["picture_bytes"].data, record["picture_ends"]
         starts = np.concatenate([[0], ends[:-1]])
         chosen = range(len(ends)) if places is None else places
-        return np.stack([np.asarray(Image.open(io.BytesIO(data[starts[i] : ends[i]]))) for i in chosen])
+        shown = np.stack([np.asarray(Image.open(io.BytesIO(data[starts[i] : ends[i]]))) for i in chosen])
+        if self._chosen is None:
+            return shown
+        return np.concatenate([np.split(shown, self._cameras, axis=2)[place] for place in self._chosen], axis=2)
 
     def _check(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -263,13 +268,21 @@ class Episodes:
                 f"collect it with experiments.collect"
             )
 
-    def _expect_cameras(self, wanted: Sequence[str] | None) -> None:
+    def _choose_cameras(self, wanted: Sequence[str] | None) -> list[int] | None:
+        """Places of the cameras that are asked for in a picture; None for all as they are."""
         there = self.meta["cameras"]
         if wanted is None or list(wanted) == there:
-            return
+            return None
         lacking = [name for name in wanted if name not in there]
         have, want = ",".join(there), ",".join(wanted)
-        problem = f"has no pictures of camera {', '.join(lacking)}" if lacking else f"shows {have} and not just {want}"
+        problem = f"has no pictures of camera {', '.join(lacking)}"
+        if not lacking:
+            task = self.meta["task"]
+            needed, carries = get_robot(task, wanted), get_robot(task, there)
+            if needed == carries:
+                self.meta = {**self.meta, "cameras": list(wanted)}
+                return [there.index(name) for name in wanted]
+            problem = f"shows {have}, and so the arm {carries}, where {want} alone is with {needed}"
         raise UserError(
             f"{self.path} {problem}: train with --cameras={have}, or collect other data with --cameras={want}"
         )
