@@ -19,6 +19,7 @@ from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
 from par_jax.normalise import scale_actions
+from par_jax.policy import changed_picture
 from par_jax.recording import Recording
 from par_jax.tasks import SEGMENTS
 
@@ -122,9 +123,8 @@ class Looker:
         def encode(params: dict, picture: jax.Array) -> jax.Array:
             return make_vae.bind(params["vae"]).encode_frames(to_unit(picture[None]))[0]
 
-        def again(params: dict, picture: jax.Array) -> jax.Array:
-            picture = make_vae.bind(params["vae"]).decode_frames(encode(params, picture)[None])[0]
-            return jnp.clip(jnp.round((picture + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+        def again(params: dict, picture: jax.Array, before: jax.Array) -> jax.Array:
+            return changed_picture(make_vae.bind(params["vae"]), before[None], encode(params, picture)[None])[0]
 
         def maps(params: dict, latents: jax.Array, actions: jax.Array, text: jax.Array) -> AttentionMaps:
             known = jnp.arange(len(latents)) > 0
@@ -132,9 +132,15 @@ class Looker:
 
         self._encode, self._again, self._maps = jax.jit(encode), jax.jit(again), jax.jit(maps)
 
-    def through_the_vae(self, pictures: np.ndarray) -> np.ndarray:
-        """Pictures uint8 [P, h, w, 3] as the frame VAE alone gives them back: the best that a prediction could be."""
-        return np.stack([np.asarray(self._again(self._params, picture)) for picture in pictures])
+    def through_the_vae(self, pictures: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """What predictions that knew the latents would be: the best that any could be.
+
+        Args:
+          pictures: uint8 [P, h, w, 3].
+          before: likewise, what was seen when they were predicted.
+        """
+        pairs = zip(pictures, before, strict=True)
+        return np.stack([np.asarray(self._again(self._params, picture, earlier)) for picture, earlier in pairs])
 
     def maps(self, recording: Recording, task: str, packages: int) -> AttentionMaps:
         """Of a recording's first looks; of `packages` of them, whose last ones are made up where it has fewer.

@@ -36,6 +36,31 @@ def _dtype(params: dict) -> jnp.dtype:
     return jax.tree.leaves(params["par"])[0].dtype
 
 
+CHANGED = 0.2
+"""A pixel has changed where some colour of it is decoded so much higher or lower, in -1..1."""
+
+
+def changed_picture(vae: VAE, pictures: jax.Array, latents: jax.Array) -> jax.Array:
+    """Pictures that have changed to what latents say.
+
+    A VAE that was trained for minutes leaves out grain and edges. Where the decoder makes of these latents what it
+    makes of those seen, they come from the picture; where it makes something else, it is believed.
+
+    Args:
+      vae: with its decoder.
+      pictures: uint8 [B, h, w, 3], seen.
+      latents: [B, h', w', C], scaled, of what follows.
+
+    Returns:
+      uint8 [B, h, w, 3].
+    """
+    seen = to_unit(pictures)
+    before = vae.encode_frames(seen.astype(latents.dtype))
+    now, then = jnp.split(vae.decode_frames(jnp.concatenate([latents, before])).astype(jnp.float32), 2)
+    same = 1.0 - jnp.minimum(jnp.abs(now - then).max(-1, keepdims=True) / CHANGED, 1.0)
+    return jnp.clip(jnp.round((now + same * (seen - then) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
 class PhysicalStep:
     """The step from pictures to actions, as pure functions over `{"par": ..., "vae": ...}` for B robots.
 
@@ -78,12 +103,23 @@ class PhysicalStep:
         latents = self._eye.bind(eye).encode_frames(to_unit(pictures).astype(dtype))
         return sampling.act(model, cache, latents, executed, keys)
 
-    def predict(self, params: dict, cache: KVCache, waiting: jax.Array, keys: jax.Array) -> jax.Array:
-        """The next frame, after `act`: its cache, [B, K_o, E] and keys [B] -> uint8 [B, h, w, 3]."""
+    def predict(
+        self, params: dict, cache: KVCache, waiting: jax.Array, pictures: jax.Array, keys: jax.Array
+    ) -> jax.Array:
+        """The next frame, after `act`.
+
+        Args:
+          cache: that `act` has returned.
+          waiting: [B, K_o, E], likewise.
+          pictures: uint8 [B, h, w, 3], those that `act` has looked at.
+          keys: [B].
+
+        Returns:
+          uint8 [B, h, w, 3].
+        """
         model = self._par.bind(params["par"])
         latents = sampling.decode_frame(model, sampling.frame_condition(model, cache, waiting), keys)
-        pictures = self._vae.bind(params["vae"]).decode_frames(latents).astype(jnp.float32)
-        return jnp.clip(jnp.round((pictures + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+        return changed_picture(self._vae.bind(params["vae"]), pictures, latents)
 
 
 @jax.tree_util.register_dataclass
@@ -144,8 +180,8 @@ class Policy:
             cache, actions, _, waiting = step_of.act(params, carry.cache, picture[None], carry.executed, now[None])
             return Carry(cache, actions, key), actions[0] * half + centre, waiting
 
-        def predict(params: dict, carry: Carry, waiting: jax.Array, key: jax.Array) -> jax.Array:
-            return step_of.predict(params, carry.cache, waiting, key[None])[0]
+        def predict(params: dict, carry: Carry, waiting: jax.Array, picture: jax.Array, key: jax.Array) -> jax.Array:
+            return step_of.predict(params, carry.cache, waiting, picture[None], key[None])[0]
 
         self._init, self._act, self._predict = jax.jit(init), jax.jit(act, donate_argnums=1), jax.jit(predict)
 
@@ -187,6 +223,7 @@ class Policy:
         """
         predict_frame = predict_frame and self.config.model.predict_frames
         key = jax.random.fold_in(carry.key, 1) if predict_frame else None
-        carry, actions, waiting = self._act(self.params, carry, self.view(picture))
-        predicted = np.asarray(self._predict(self.params, carry, waiting, key)) if predict_frame else None
+        seen = self.view(picture)
+        carry, actions, waiting = self._act(self.params, carry, seen)
+        predicted = np.asarray(self._predict(self.params, carry, waiting, seen, key)) if predict_frame else None
         return carry, actions, Info(predicted)

@@ -8,7 +8,7 @@ from par_jax.data.pictures import crop, to_unit
 from par_jax.model.text import tokenize
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional
-from par_jax.policy import Policy
+from par_jax.policy import CHANGED, Policy, changed_picture
 from tests.model.conftest import SMALL, par, params, random_params  # noqa: F401
 
 STATISTICS = {"low": [-2.0] * 7, "high": [4.0] * 7}
@@ -51,6 +51,28 @@ def test_actions_are_those_of_the_step_in_the_controllers_units(policy, pictures
     wanted = by_hand(params, vae, crop(pictures[:2], SMALL.picture))
     for got, want in zip((actions, second), wanted, strict=True):
         np.testing.assert_allclose(got, want[0] * 3.0 + 1.0, rtol=1e-3, atol=1e-4)
+
+
+def test_a_changed_picture_is_the_decoder_s_where_it_changes_and_what_was_seen_elsewhere():
+    make = Functional(lambda rngs: VAE(SMALL.vae, rngs=rngs))
+    vae = make.bind(random_params(make, seed=2))
+    seen = np.random.default_rng(3).integers(0, 256, (1, *SMALL.picture.crop, 3), np.uint8)
+    latents = vae.encode_frames(to_unit(seen))
+    np.testing.assert_array_equal(changed_picture(vae, seen, latents), seen)
+
+    then = np.asarray(vae.decode_frames(latents))
+    slightly, strongly = (latents + by for by in (0.01, 1.0))
+    change, decoded, made = {}, {}, {}
+    for name, other in (("slightly", slightly), ("strongly", strongly)):
+        now = np.asarray(vae.decode_frames(other))
+        change[name] = np.abs(now - then).max(-1)
+        decoded[name] = np.clip((now + 1.0) * 127.5, 0, 255)
+        made[name] = np.asarray(changed_picture(vae, seen, other)).astype(float)
+    assert change["slightly"].max() < CHANGED
+    assert np.abs(made["slightly"] - seen).mean() < 0.3 * np.abs(decoded["slightly"] - seen).mean()
+    changed = change["strongly"] > CHANGED
+    assert changed.mean() > 0.1
+    np.testing.assert_allclose(made["strongly"][changed], decoded["strongly"][changed], atol=0.51)
 
 
 def test_the_same_seed_gives_the_same_twice_and_predicting_changes_no_action(policy, pictures):

@@ -88,7 +88,7 @@ def frame_quality(page: Page, runs: list[Run], lookers: dict[str, Looker]) -> li
         scores = quality.compare(predicted, executed, before)
         best = {}
         if run.key in lookers:
-            best = quality.compare(lookers[run.key].through_the_vae(executed), executed, before)
+            best = quality.compare(lookers[run.key].through_the_vae(executed, before), executed, before)
         page.heading(f"{name(rollouts)}: {int(scores['frames'])} predictions in {len(pairs)} rollouts")
         _scores(page, rollouts, scores, best)
         gain, moving = scores["psnr_gain"], scores["psnr_moving_gain"]

@@ -128,7 +128,7 @@ class Subject:
             return lambda: self._encode(self.params, self.pictures)
         if name == FRAME:
             cache, waiting, _ = self._transform(self.params, self.start(), self.latents, self.executed)
-            return lambda: self._predict(self.params, cache, waiting, self.keys)
+            return lambda: self._predict(self.params, cache, waiting, self.pictures, self.keys)
         if name == "action head":
             z_a, ahead = self.condition(), self.ahead()
             return lambda: self._decide(self.params, z_a, ahead, self.keys)
