@@ -7,6 +7,7 @@ from tests.demos import SMALL
 
 _UNSET = (
     "lookahead",
+    "relative_actions",
     "lora_rank",
     "lora_alpha",
     "lora_targets",

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,20 @@ def test_meta_says_what_the_numbers_depend_on(tmp_path):
     assert meta["dataset"] == Episodes(*run.data).meta
     assert len(meta["statistics"]["low"]) == 8
     assert meta["versions"]["jax"] == jax.__version__
+
+
+def test_relative_actions_are_scaled_about_the_begin_and_moves_stay_as_they_are(tmp_path):
+    config = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, relative_actions=True))
+    run = Run(("pushcube",), config, (make_demos(tmp_path / "data"),), tmp_path / "run")
+    episodes = run.episodes()
+    low, high = (np.array(run.statistics(episodes)[name]) for name in ("low", "high"))
+    np.testing.assert_allclose(low[:-1] + high[:-1], 0.0, atol=1e-12)  # their joints begin at 0
+    assert run.relative(episodes) and low[-1] != -high[-1]
+    meta = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(meta | {"control_mode": "pd_ee_delta_pose"}))
+    moves = run.episodes()
+    plain = dataclasses.replace(run, config=SMALL)
+    assert not run.relative(moves) and run.statistics(moves) == plain.statistics(moves)
 
 
 def test_a_camera_that_is_missing(tmp_path):

@@ -144,11 +144,18 @@ def test_every_remat_has_a_name_among_the_flags():
 
 
 def test_flags_change_the_model(monkeypatch):
-    changes = {"variant": "bins", "lookahead": 3, "schedule": "ddpm", "sampler": "ddim", "action_steps": 7}
+    changes = {
+        "variant": "bins",
+        "lookahead": 3,
+        "relative_actions": True,
+        "schedule": "ddpm",
+        "sampler": "ddim",
+        "action_steps": 7,
+    }
     monkeypatch.setattr(training, "FLAGS", training_flags(preset="tiny", **changes))
     config = training.configuration()
     assert config.picture == TINY.picture
-    assert (config.model.action_head, config.model.lookahead) == ("bins", 3)
+    assert (config.model.action_head, config.model.lookahead, config.model.relative_actions) == ("bins", 3, True)
     assert (config.diffusion.chosen, config.diffusion.action_steps) == ("ddim", 7)
 
 
