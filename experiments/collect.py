@@ -36,6 +36,7 @@ def define_flags() -> None:
     flags.DEFINE_string("from", None, "ManiSkill's recorded .h5 trajectories to read instead of the expert.")
     flags.DEFINE_bool("motion", False, f"Videos of an arm that moves at random; also of {', '.join(SCENES)}.")
     flags.DEFINE_bool("noise", True, "Disturb the expert, so that the data shows recoveries.")
+    flags.DEFINE_float("lapses", 0.0, "Share of episodes in which the arm errs for a while.", 0.0, 1.0)
 
 
 def picture_size(text: str) -> tuple[int, int]:
@@ -68,6 +69,7 @@ def main() -> None:
         cameras=get_cameras(FLAGS.cameras),
         motion=FLAGS.motion,
         picture_every=FLAGS.picture_every,
+        lapses=FLAGS.lapses,
     )
     out = Path(FLAGS.out or f"data/{FLAGS.task}")
     report = collect.collect(settings, out, FLAGS.episodes, FLAGS.workers)

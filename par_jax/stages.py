@@ -213,6 +213,7 @@ def make_windows(run: Run, episodes: Mixture, vae: Params) -> Windows:
         lookahead=config.model.lookahead,
         rest=rest,
         stride=episodes.strides(),
+        taught=[record.get("taught", np.ones(len(record["action"]), bool)) for record in records],
     )
 
 

@@ -7,6 +7,7 @@ the numbers can be read without its pictures:
 
   numbers (safetensors)   action   f32 [T, A]     what to do, in the control mode's units
                           executed f32 [T, A]     what was done: `action` plus the recorder's noise
+                          taught   bool [T]       where `action` is to be learnt (all of it, where this is missing)
                           qpos     f32 [T+1, J]   joint positions, radians (fingers: metres)
                           seed     i64 [1]
   pictures (safetensors)  picture_bytes u8 [sum]  concatenated PNG files, each of all cameras from left to right
@@ -219,7 +220,7 @@ class Episodes:
         return self._length
 
     def numbers(self, index: int) -> dict[str, np.ndarray]:
-        """Arrays of one episode but its pictures: `action`, `executed` (expert data only), `qpos`, `seed`."""
+        """Arrays of one episode but its pictures: those of the module's head that it has."""
         return self._read(RECORDS * self._check(index))
 
     def lengths(self) -> np.ndarray:
@@ -299,8 +300,8 @@ def statistics(episodes: Demonstrations, chunk: int | None = None) -> dict[str, 
     Args:
       episodes: the demonstrations.
       chunk: L where actions are told as differences from the last executed one, else None. `low` and `high` of the
-        arm's numbers (all but the last) then lie about where episodes begin, as far off as the differences reach:
-        99.5% of them within a chunk.
+        arm's numbers (all but the last) then lie about where episodes begin, as far off as the differences of the
+        joint that moves most reach: 99.5% of them within a chunk.
 
     Returns:
       plain floats and lists, for JSON: `low`, `high` (0.5% and 99.5% quantiles), `mean`, `std`, each a list of A
@@ -311,7 +312,8 @@ def statistics(episodes: Demonstrations, chunk: int | None = None) -> dict[str, 
     low, high = np.quantile(actions, [0.005, 0.995], axis=0)
     if chunk is not None:
         begin, reach = _reach(records, chunk)
-        low[:-1], high[:-1] = begin - reach, begin + reach
+        # One scale for all: a joint that hardly moves would else count as much as those that do the work.
+        low[:-1], high[:-1] = begin - reach.max(), begin + reach.max()
     return {
         "low": low.tolist(),
         "high": high.tolist(),

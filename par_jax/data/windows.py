@@ -26,6 +26,7 @@ class Windows:
       rest: [A] or None: the action that holds the robot still after an episode's end, scaled; None where
         repeating the last action does so (position targets).
       lookahead: M, chunks that a package predicts.
+      taught: bool [T] an episode, which of its actions are targets; None for all.
       stride: control steps between pictures, of all episodes or int [E] of each; divides L.
     """
 
@@ -39,6 +40,7 @@ class Windows:
     rest: np.ndarray | None = None
     lookahead: int = 1
     stride: np.ndarray | int = 1
+    taught: list[np.ndarray] | None = None
     _first: np.ndarray = dataclasses.field(init=False, repr=False)
     _stride: np.ndarray = dataclasses.field(init=False, repr=False)
 
@@ -71,6 +73,10 @@ class Windows:
         frames = np.minimum(start + chunk * np.arange(n + 1), length)
         steps = start + chunk * (np.arange(n + self.lookahead)[:, None] - 1) + np.arange(chunk)
         valid = steps[1:] < length + chunk
+        if self.taught is not None:
+            # A chunk is a plan: it ends where something else was done.
+            kept = self.taught[episode][np.clip(steps[1:], 0, length - 1)]
+            valid &= np.logical_and.accumulate(kept, axis=-1)
         return {
             "latents": np.asarray(self.latents[first + picture_place(frames, self._stride[episode])], np.float32),
             "executed": self._held(self.executed[episode], steps[:n]),

@@ -40,6 +40,7 @@ class Settings:
       trajectories: ManiSkill's `.h5` file to replay instead of the expert; seeds and noise then mean nothing.
       motion: an arm that moves about at random instead of the expert, for video pretraining; noise then means nothing.
       picture_every: control steps between pictures; the end is filmed in any case.
+      lapses: share of the expert's episodes in which the arm does something else for a while.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Settings:
     cameras: tuple[str, ...] = ("render",)
     motion: bool = False
     picture_every: int = 1
+    lapses: float = 0.0
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "seed_first": 0 if settings.trajectories else settings.seed_first,
         "block": disk.BLOCK,
         "noise": settings.noise and not settings.trajectories and not settings.motion,
+        "lapses": 0.0 if settings.trajectories or settings.motion else settings.lapses,
     }
 
 
@@ -97,7 +100,7 @@ def open_folder(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
     if (folder / disk.META).exists():
-        meta = {"picture_every": 1, **disk.read_meta(folder)}
+        meta = {"picture_every": 1, "lapses": 0.0, **disk.read_meta(folder)}
         differing = [
             f"{key} {meta.get(key)!r} there, {value!r} asked for"
             for key, value in described.items()
@@ -237,7 +240,7 @@ def _source(settings: Settings) -> tuple[str, dict[str, Any]]:
     trajectories, motion = arguments.pop("trajectories"), arguments.pop("motion")
     if trajectories is None and not motion:
         return "par_jax.sim.recorder:Recorder", arguments
-    del arguments["noise"]
+    del arguments["noise"], arguments["lapses"]
     if motion:
         return "par_jax.sim.motion:Motions", arguments
     return "par_jax.sim.replay:Replayer", {"path": trajectories, **arguments}

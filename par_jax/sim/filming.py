@@ -27,6 +27,7 @@ class Take:
         self.simulator, self.pictures, self.every = simulator, pictures, every
         self.actions: list[np.ndarray] = []
         self.executed: list[np.ndarray] = []
+        self.taught: list[bool] = []
         self.qpos: list[np.ndarray] = []
         self.files: list[bytes] = []
         self.see()
@@ -45,9 +46,16 @@ class Take:
         """A picture of the simulator as it is now."""
         self.files.append(png(self.simulator.picture()[0].cpu().numpy()) if self.pictures else b"")
 
-    def add(self, action: np.ndarray, executed: np.ndarray | None = None) -> None:
-        """What came of an action, f32 [A]: what was meant, and what was executed where that is told."""
+    def add(self, action: np.ndarray, executed: np.ndarray | None = None, taught: bool = True) -> None:
+        """What came of an action, f32 [A].
+
+        Args:
+          action: what was meant.
+          executed: what was done, where that is told.
+          taught: whether the action is to be learnt.
+        """
         self.actions.append(action)
+        self.taught.append(taught)
         if executed is not None:
             self.executed.append(executed)
         self.see()
@@ -59,6 +67,7 @@ class Take:
         return {
             "action": np.stack(self.actions),
             **({"executed": np.stack(self.executed)} if self.executed else {}),
+            **({} if all(self.taught) else {"taught": np.array(self.taught)}),
             "qpos": np.stack(self.qpos),
             "seed": np.array([seed], np.int64),
             **disk.join_pictures(self.files),

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from par_jax.sim.expert import EXPERTS, SPEED, Move
+from par_jax.sim.expert import CLOSED, EXPERTS, OPEN, SPEED, Move, limited
 from par_jax.sim.filming import Filming, Take
 from par_jax.sim.hand import make_hand
+from par_jax.sim.motion import NEAR
 from par_jax.tasks import get_task
 
 TAIL = 8
@@ -55,6 +56,32 @@ class Noise:
         return dataclasses.replace(move, delta=delta)
 
 
+class Lapses:
+    """One or two stretches of an episode in which the arm goes somewhere else, mostly with its gripper closed.
+
+    So does a policy that has missed the cube, or lost it: it carries nothing to the goal. What the expert would do
+    during a lapse is not to be learnt, since it is not done; what it does afterwards is: it opens and comes again.
+    """
+
+    def __init__(self, seed: int, share: float):
+        """Args: seed: of the episode; share: of the episodes that have lapses."""
+        rng = np.random.default_rng([seed, 20261127])
+        self.steps: dict[int, tuple[np.ndarray, float]] = {}
+        if rng.random() >= share:
+            return
+        for earliest in (2, 40)[: rng.integers(1, 3)]:
+            begin, length = earliest + int(rng.integers(24)), int(rng.integers(6, 21))
+            lapse = rng.uniform(*NEAR), OPEN if rng.random() < 0.25 else CLOSED
+            self.steps.update(dict.fromkeys(range(begin, begin + length), lapse))
+
+    def __call__(self, step: int, tcp: np.ndarray) -> Move | None:
+        """What is done in a control step instead of the expert's move, if anything; tcp f64 [3], metres."""
+        if step not in self.steps:
+            return None
+        place, gripper = self.steps[step]
+        return Move(limited(place - tcp), 0.0, gripper)
+
+
 class Recorder(Filming):
     """Makes demonstrations in one simulator; lives in a worker process."""
 
@@ -67,6 +94,7 @@ class Recorder(Filming):
         noise: bool = True,
         cameras: Sequence[str] = ("render",),
         picture_every: int = 1,
+        lapses: float = 0.0,
     ):
         """Makes the simulator.
 
@@ -74,6 +102,7 @@ class Recorder(Filming):
           task, control_mode, picture_size, device, cameras: as `par_jax.sim.simulator.Simulator`.
           noise: whether the expert is disturbed.
           picture_every: control steps between pictures.
+          lapses: share of the episodes that have `Lapses`.
 
         Raises:
           UserError: as the simulator.
@@ -82,7 +111,7 @@ class Recorder(Filming):
         self.hand = make_hand(self.simulator)
         self.max_steps = get_task(task).max_steps
         self.expert = EXPERTS[task]
-        self.noise = noise
+        self.noise, self.lapses = noise, lapses
 
     def episode(self, seed: int, pictures: bool = True) -> dict[str, np.ndarray] | None:
         """One demonstration.
@@ -97,18 +126,22 @@ class Recorder(Filming):
         simulator = self.simulator
         simulator.reset([seed])
         expert = self.expert(simulator.env)
-        noise = Noise(seed) if self.noise else None
+        noise, lapses = Noise(seed) if self.noise else None, Lapses(seed, self.lapses)
         take = Take(simulator, pictures, self.picture_every)
         tail = -1
         while len(take) < self.max_steps and tail != 0:
             move = expert()
             action = self.hand(move)
-            done = action
-            if noise is not None and tail < 0:
-                height = float(simulator.env.agent.tcp.pose.p[0, 2])
-                done = self.hand(noise(move, height))
+            done, lapse = action, None
+            if tail < 0:
+                tcp = simulator.env.agent.tcp.pose.p[0].cpu().numpy().astype(np.float64)
+                lapse = lapses(len(take), tcp)
+                if lapse is not None:
+                    done = self.hand(lapse)
+                elif noise is not None:
+                    done = self.hand(noise(move, float(tcp[2])))
             _, success = simulator.step(done)
-            take.add(action[0], done[0])
+            take.add(action[0], done[0], taught=lapse is None)
             if tail > 0:
                 tail -= 1
             elif bool(success[0]):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -56,6 +57,19 @@ def test_rest_holds_where_the_last_action_would_move_on():
     window = make(rest=np.array([0, 0, 9], np.float32)).cut(1, 8)
     assert window["actions"][0, 4].tolist() == [1, 12, -1] and window["executed"][1, 4].tolist() == [1, 12, -2]
     assert window["actions"][0, 5].tolist() == window["executed"][1, 5].tolist() == [0, 0, 9]
+
+
+def test_a_chunk_is_taught_up_to_where_something_else_was_done():
+    windows = make()
+    taught = [np.ones(n, bool) for n in LENGTHS]
+    taught[0][10:13] = False  # steps 10, 11 and 12 of the first episode
+    lapsing = dataclasses.replace(windows, taught=taught)
+    plain, cut = windows.cut(0, 8), lapsing.cut(0, 8)
+    assert cut["valid"][0].tolist() == [True, True] + [False] * 6
+    assert cut["valid"][1:].tolist() == plain["valid"][1:].tolist()
+    assert not lapsing.cut(0, 12)["valid"][0].any() and not lapsing.cut(0, 12)["frame_valid"][0]
+    for name in ("latents", "executed", "actions", "has_past"):
+        np.testing.assert_array_equal(cut[name], plain[name])
 
 
 def test_starts_have_a_whole_past_or_none():

@@ -3,7 +3,7 @@ import pytest
 
 from par_jax.sim.expert import EXPERTS, Move, limited, yaw_of
 from par_jax.sim.hand import make_hand
-from par_jax.sim.recorder import TAIL, Noise, Recorder
+from par_jax.sim.recorder import TAIL, Lapses, Noise, Recorder
 from par_jax.tasks import TASKS
 
 
@@ -11,9 +11,9 @@ from par_jax.tasks import TASKS
 def recorder(simulators, monkeypatch):
     """Recorders on the shared simulators."""
 
-    def make(task, control_mode="pd_joint_pos", noise=True):
+    def make(task, control_mode="pd_joint_pos", noise=True, lapses=0.0):
         monkeypatch.setattr("par_jax.sim.filming.Simulator", lambda *args, **kwargs: simulators(task, control_mode))
-        return Recorder(task, control_mode, noise=noise)
+        return Recorder(task, control_mode, noise=noise, lapses=lapses)
 
     return make
 
@@ -61,6 +61,24 @@ def test_the_tail_is_quiet(recorder):
     episode = recorder("pushcube").episode(11, pictures=False)
     np.testing.assert_array_equal(episode["action"][-TAIL:], episode["executed"][-TAIL:])
     assert not np.array_equal(episode["action"], episode["executed"])
+
+
+def test_after_a_lapse_the_expert_comes_again(simulators, recorder):
+    """What is done meanwhile is not taught, and is not the expert's; the episode ends well, and replays."""
+    episode = recorder("pickcube", noise=False, lapses=1.0).episode(5, pictures=False)
+    taught = episode["taught"]
+    lapse = ~taught
+    assert 6 <= lapse.sum() <= 40 and taught[-TAIL:].all()
+    np.testing.assert_array_equal(episode["action"][taught], episode["executed"][taught])
+    assert (np.abs(episode["action"] - episode["executed"])[lapse].max(1) > 0.01).all()
+    assert replay(simulators("pickcube"), episode)[0]
+    assert "taught" not in recorder("pickcube", lapses=0.0).episode(5, pictures=False)
+
+
+def test_lapses_depend_on_the_seed_and_come_to_their_share():
+    assert Lapses(3, 1.0).steps.keys() == Lapses(3, 1.0).steps.keys() != Lapses(4, 1.0).steps.keys()
+    share = np.mean([bool(Lapses(seed, 0.3).steps) for seed in range(1000)])
+    assert 0.25 < share < 0.35
 
 
 def test_noise_depends_on_the_seed_alone():
