@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import figures
-from experiments.report import pictures
+from experiments.report import pictures, results
 from experiments.report.frames import ending, strip
 from par_jax import evaluation, quality, recording
 from par_jax.config import to_dict
@@ -257,3 +257,11 @@ def test_heat_is_red_where_the_map_is_high_and_grey_elsewhere():
     assert (np.ptp(hot[7, 7]) < 10).all()
     even = pictures.heat(picture, np.full((2, 2), 0.25)).astype(int)
     assert np.ptp(even) == 0
+
+
+def test_rollouts_through_other_cameras_than_the_papers_say_so():
+    summary = {"protocol": "rdt", "cameras": ["render"]}
+    made = SimpleNamespace(folder=Path("runs/two/rdt"), summary=summary)
+    assert results.name(made) == "runs/two, rdt"
+    summary["cameras"].append("base")
+    assert results.name(made) == "runs/two, rdt, cameras render and base"
