@@ -42,12 +42,11 @@ test: venv lint
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
 
-# Preset small on each task: an hour and a half a task on two cores. It goes on where it was stopped.
+# Preset small on each task: hours on a CPU. It goes on where it was stopped.
 policies: venv
 	set -e; for task in pushcube pickcube stackcube; do \
-	  $(BIN)/python -m experiments.collect --task=$$task --cameras=render,base --episodes=1000 --picture_every=4 \
-	    --out=data/$$task-two --workers=2; \
-	  $(BIN)/python -m experiments.finetune --task=$$task --preset=small --data=data/$$task-two --workdir=runs/$$task-small; \
+	  $(BIN)/python -m experiments.collect --task=$$task --episodes=2000 --picture_every=4 --picture_size=192 --out=data/$$task-192; \
+	  $(BIN)/python -m experiments.finetune --task=$$task --preset=small --data=data/$$task-192 --workdir=runs/$$task-small; \
 	  $(BIN)/python -m experiments.rollout --task=$$task --checkpoint=runs/$$task-small --protocol=rdt; \
 	done
 	$(BIN)/python -m experiments.figures --runs=runs/pushcube-small,runs/pickcube-small,runs/stackcube-small --out=report

@@ -326,15 +326,29 @@ TINY = Config(
     vae_train=TrainConfig(steps=800, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.98, warmup=50),
 )
 
-# Trained from scratch like `tiny`, for tasks that need depth, which one view hides: a second camera, actions that
-# say where to go from here, and a history that is not to be relied on (docs/recipe.md).
+# Trained from scratch like `tiny`, for a GPU's minutes or a CPU's hours: finer pictures of the same view, and a history
+# that is not to be relied on (docs/recipe.md).
 SMALL = dataclasses.replace(
     TINY,
     name="small",
-    picture=dataclasses.replace(TINY.picture, cameras=("render", "base")),
-    model=dataclasses.replace(TINY.model, relative_actions=True),
-    train=TrainConfig(steps=2400, batch=12, packages=3, action_dropout=0.5, action_noise=0.1, frame_share=0.1),
-    vae_train=dataclasses.replace(TINY.vae_train, steps=1000),
+    picture=PictureConfig(size=(192, 192), crop=(144, 144), offset=(15, 0), shift=3),
+    model=ModelConfig(
+        width=256,
+        heads=4,
+        video_depth=6,
+        frame_depth=4,
+        video_patch=3,
+        frame_patch=3,
+        action_tokenizer_width=256,
+        frame_head_width=256,
+        action_head_width=256,
+        action_head_depth=3,
+        action_head_heads=4,
+    ),
+    train=TrainConfig(
+        steps=8000, batch=32, learning_rate=6e-4, ema=0.999, action_dropout=0.5, action_noise=0.1, frame_share=0.1
+    ),
+    vae_train=TrainConfig(steps=1500, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.98, warmup=50),
 )
 
 # The paper's model: NOVA's `nova-d48w1024-osp480` and 22M parameters for actions (paper table 1).
