@@ -32,7 +32,7 @@ TRAIN, ROLL_OUT = "experiments.finetune", "experiments.rollout"
 PASSED = ("experiments.training", "experiments.model_flags")
 # Flags of training that this command sets itself, and those that are the policy's alone.
 OWN = ("workdir", "variant", "policy", "stage", "seed", "coordinator", "processes", "process")
-OF_POLICY = ("steps", "batch", "accumulate", "learning_rate", "dtype", "remat", "vae_steps")
+OF_POLICY = ("steps", "batch", "accumulate", "optimizer", "learning_rate", "dtype", "remat", "vae_steps")
 NAMES = [*VARIANTS, *(name for name in POLICIES if name != "par")]
 
 

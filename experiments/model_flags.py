@@ -24,6 +24,9 @@ def define_model_flags() -> None:
     flags.DEFINE_string("lora_targets", None, "Regular expression, searched in the names of linear layers.")
     flags.DEFINE_string("cameras", None, "Cameras whose pictures are stitched, as in render,hand.")
     flags.DEFINE_string("schedule", None, f"Noise schedule of training: {' or '.join(SAMPLERS)}.")
+    flags.DEFINE_float(
+        "action_shift", None, "How far a chunk's denoising times are moved towards noise; 1: not.", lower_bound=1.0
+    )
     define_sampling_flags()
 
 
@@ -53,7 +56,7 @@ def preset(values: Any) -> Config:
     config = _changed(config, "model", lookahead=values.lookahead, relative_actions=values.relative_actions)
     config = _changed(config, "lora", rank=values.lora_rank, alpha=values.lora_alpha, targets=values.lora_targets)
     config = _changed(config, "picture", cameras=values.cameras and get_cameras(values.cameras))
-    config = _changed(config, "diffusion", schedule=values.schedule)
+    config = _changed(config, "diffusion", schedule=values.schedule, action_shift=values.action_shift)
     return vary(sampled(config, values), values.variant, values.policy)
 
 
@@ -69,7 +72,7 @@ def sampled(config: Config, values: Any) -> Config:
     """
     config = _changed(config, "model", context=values.context)
     config = _changed(config, "diffusion", sampler=values.sampler, action_steps=values.action_steps)
-    check_sampler(config.diffusion.schedule, config.diffusion.sampler)
+    check_sampler(config.diffusion.schedule, config.diffusion.sampler, config.diffusion.action_shift)
     return config
 
 

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 # Values of the flags that choose by name.
-CHOICES = {"stage": ("policy", "vae"), "dtype": ("float32", "bfloat16"), "remat": ("none", "full", "dots")}
+CHOICES = {
+    "stage": ("policy", "vae"),
+    "optimizer": ("adamw", "muon"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "full", "dots"),
+}
 
 
 # Flags that are shares, as `TrainConfig` has them.
@@ -50,6 +55,7 @@ def define_flags(videos: bool = False) -> None:
     flags.DEFINE_integer("vae_steps", None, "Steps of a VAE trained on the way to a policy.", lower_bound=1)
     flags.DEFINE_integer("batch", None, "Sequences or pictures a step; the preset's by default.", lower_bound=1)
     flags.DEFINE_integer("accumulate", None, "Parts of a batch, computed one after the other.", lower_bound=1)
+    flags.DEFINE_string("optimizer", None, "adamw, or muon for the blocks' kernels; the preset's by default.")
     flags.DEFINE_float("learning_rate", None, "Peak of the schedule; the preset's by default.", lower_bound=0.0)
     flags.DEFINE_integer("packages", None, "Packages of a training sequence; the preset's by default.", lower_bound=1)
     for name, told in SHARES.items():
@@ -94,11 +100,13 @@ def configuration() -> Config:
         )
     if FLAGS.init is not None and (FLAGS.stage == "vae" or FLAGS.vae is not None):
         raise UserError("--init brings its own frame VAE: leave out --stage=vae and --vae")
-    if FLAGS.remat is not None and FLAGS.stage == "vae":
-        raise UserError("--remat is of the policy's transformers: leave it out with --stage=vae")
+    for name in ("remat", "optimizer"):
+        if FLAGS.stage == "vae" and getattr(FLAGS, name) is not None:
+            raise UserError(f"--{name} is of the policy's transformers: leave it out with --stage=vae")
     asked = {
         "steps": FLAGS.steps,
         "batch": FLAGS.batch,
+        "optimizer": FLAGS.optimizer,
         "learning_rate": FLAGS.learning_rate,
         "dtype": FLAGS.dtype,
         "remat": FLAGS.remat,

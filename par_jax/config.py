@@ -184,6 +184,7 @@ class DiffusionConfig:
       schedule: of training: "flow" for flow matching, "ddpm" for Ho et al.'s.
       sampler: "flow", "ddpm" or "ddim"; None for the schedule's own.
       draws: times a target.
+      action_shift: how far a chunk's times are moved towards noise (`par_jax.diffusion.Flow`).
       action_steps, frame_steps: denoising steps of a chunk, and of a set of a frame's tokens.
       frame_sets: sets of a frame.
     """
@@ -191,6 +192,7 @@ class DiffusionConfig:
     schedule: str = "flow"
     sampler: str | None = None
     draws: int = 4
+    action_shift: float = 1.0
     action_steps: int = 4
     frame_steps: int = 8
     frame_sets: int = 6
@@ -242,9 +244,10 @@ class LoRAConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One stage of training: AdamW, linear warm-up, cosine decay, clipping by global norm, EMA.
+    """One stage of training: AdamW or Muon, linear warm-up, cosine decay, clipping by global norm, EMA.
 
     Attributes:
+      optimizer: "adamw", or "muon" for the kernels of transformer blocks, with AdamW for what remains.
       batch: sequences a step (policy) or pictures a step (VAE).
       packages: packages of a training sequence (policy only).
       history_dropout: share of sequences whose packages see nothing of the past.
@@ -260,6 +263,7 @@ class TrainConfig:
 
     steps: int
     batch: int
+    optimizer: str = "adamw"
     learning_rate: float = 8e-4
     warmup: int = 100
     weight_decay: float = 0.02

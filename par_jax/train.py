@@ -50,12 +50,33 @@ def decayed(params: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(params), list(names.values()))
 
 
+def orthogonalised(params: Tree) -> Tree:
+    """Which leaves Muon moves: the kernels of transformer blocks; as optax wants it told, None for the others."""
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    names = [name.split("/") for name in flatten(params)]
+    chosen = [axes if "blocks" in parts and parts[-1] == "kernel" else None for parts in names]
+    return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW behind clipping by the global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(schedule(config), b2=0.95, weight_decay=config.weight_decay, mask=decayed),
-    )
+    """AdamW, or Muon for the blocks' kernels and AdamW for the rest, behind clipping by the global norm.
+
+    Muon's updates are scaled to the size of AdamW's (arXiv 2502.16982, section 2.2), so that one learning rate and one
+    weight decay do for both.
+    """
+    rate, decay = schedule(config), config.weight_decay
+    optimizer = optax.adamw(rate, b2=0.95, weight_decay=decay, mask=decayed)
+    if config.optimizer == "muon":
+        muon = optax.contrib.muon(
+            rate, weight_decay=decay, consistent_rms=0.2, muon_weight_dimension_numbers=orthogonalised
+        )
+        optimizer = optax.partition({"muon": muon, "adamw": optimizer}, _movers)
+    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
+
+
+def _movers(params: Tree) -> Tree:
+    axes = jax.tree.leaves(orthogonalised(params), is_leaf=lambda leaf: not isinstance(leaf, dict))
+    return jax.tree.unflatten(jax.tree.structure(params), ["adamw" if leaf is None else "muon" for leaf in axes])
 
 
 def init_state(params: Tree, config: TrainConfig, seed: int) -> TrainState:

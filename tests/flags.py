@@ -13,6 +13,7 @@ _UNSET = (
     "lora_targets",
     "cameras",
     "schedule",
+    "action_shift",
     "context",
     "sampler",
     "action_steps",
@@ -29,7 +30,7 @@ ROLLOUT_FLAGS = {
 }
 
 _NUMBERS = ("steps", "batch", "accumulate", "learning_rate", "packages", "action_noise", "picture_shift", *SHARES)
-_OF_A_STAGE = ("dtype", "remat", *_NUMBERS)
+_OF_A_STAGE = ("dtype", "optimizer", "remat", *_NUMBERS)
 _OF_MANY_PROCESSES = ("mesh", "coordinator", "processes", "process")
 TRAINING_FLAGS = {
     **MODEL_FLAGS,

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from par_jax.diffusion import SCHEDULES, check_sampler
+from par_jax.diffusion import SCHEDULES, check_sampler, schedule_of
 from par_jax.errors import UserError
 
 MEAN, SPREAD = jnp.array([1.5, -0.7]), jnp.array([0.3, 0.05])
@@ -43,6 +43,25 @@ def test_noised_runs_from_data_to_noise(name):
     first, last = schedule.noised(x, noise, ends)
     np.testing.assert_allclose(first, 1.0, atol=0.05)
     np.testing.assert_allclose(last, -2.0, atol=0.01)
+
+
+def test_a_shift_moves_times_towards_noise_in_training_and_in_sampling():
+    """SD3's eq. 23: where it was the middle, a shift of 4 stands at 4/5; the ends stay."""
+    plain, moved = schedule_of("flow"), schedule_of("flow", 4.0)
+    before, after = (schedule.draw(jax.random.key(0), (1000,)) for schedule in (plain, moved))
+    np.testing.assert_allclose(after, 4 * before / (1 + 3 * before), rtol=1e-6)
+    chain = moved.chain(2)
+    np.testing.assert_allclose(chain.timesteps, [1000.0, 800.0])
+    np.testing.assert_allclose(chain.push, [-0.2, -0.8], rtol=1e-6)
+    noise = jax.random.normal(jax.random.key(0), (20000, 2))
+    x = moved.chain(500).run(_perfect(moved, "flow"), noise, jax.random.key(1))
+    np.testing.assert_allclose(x.mean(0), MEAN, atol=0.02)
+    np.testing.assert_allclose(x.std(0), SPREAD, rtol=0.12)
+
+
+def test_what_has_no_shift_refuses_one():
+    with pytest.raises(UserError, match="'ddpm' has no shift: leave out --action_shift, or give 1"):
+        check_sampler("ddpm", None, 4.0)
 
 
 def test_targets():

@@ -13,7 +13,7 @@ import pytest
 from par_jax.checkpoint import Checkpoints
 from par_jax.errors import UserError
 from par_jax.locks import locked
-from par_jax.train import decayed, init_state, make_train_step, schedule
+from par_jax.train import decayed, init_state, make_optimizer, make_train_step, schedule
 from par_jax.trees import flatten
 from tests.toys import TOY, Trips, batches, first_state, loss, train
 
@@ -138,6 +138,44 @@ def test_schedule_warms_up_and_ends_at_zero():
 def test_weight_decay_spares_biases_also_when_layers_are_stacked():
     params = {"blocks": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3)), "scale": jnp.ones((2, 3))}}
     assert decayed(params) == {"blocks": {"kernel": True, "bias": False, "scale": False}}
+
+
+def test_muon_moves_each_layers_kernel_by_an_orthogonal_matrix_and_adamw_the_rest():
+    """Two steps against Muon written out: momentum 0.95 looked ahead, Newton and Schulz's five rounds, AdamW's size."""
+    config = dataclasses.replace(TOY, steps=100, warmup=1, optimizer="muon", clip=1e9, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(2, 6, 9)).astype(np.float32)
+    gradients = rng.normal(size=(3, 2, 6, 9)).astype(np.float32)
+    others = {"bias": jnp.ones((2, 9)), "scale": jnp.ones((2, 9))}
+
+    def tree(kernel, bare):
+        return {"blocks": {"kernel": jnp.asarray(kernel), **others}, "out": {"kernel": bare}}
+
+    def run(config):
+        params, optimizer = tree(start, jnp.ones((9, 1))), make_optimizer(config)
+        state = optimizer.init(params)
+        for gradient in gradients:
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(tree(gradient, jnp.full((9, 1), 0.5)), state, params)
+                params = jax.tree.map(jnp.add, params, updates)
+        return params
+
+    expected, momentum = start.astype(np.float64), 0.0
+    for number, gradient in enumerate(gradients):
+        momentum = 0.95 * momentum + 0.05 * gradient
+        corrected = 1 - 0.95 ** (number + 1), 1 - 0.95 ** (number + 2)
+        ahead = 0.95 * momentum / corrected[1] + 0.05 * gradient / corrected[0]
+        x = ahead / np.linalg.norm(ahead, axis=(1, 2), keepdims=True)
+        for _ in range(5):
+            square = x @ x.swapaxes(1, 2)
+            x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+        expected = expected - float(schedule(config)(number)) * (0.2 * np.sqrt(9) * x + 0.1 * expected)
+    made, plain = run(config), run(dataclasses.replace(config, optimizer="adamw"))
+    np.testing.assert_allclose(made["blocks"]["kernel"], expected, atol=2e-5)
+    assert not np.allclose(plain["blocks"]["kernel"], expected, atol=2e-3)
+    for name in others:
+        np.testing.assert_allclose(made["blocks"][name], plain["blocks"][name], rtol=1e-6)
+    np.testing.assert_allclose(made["out"]["kernel"], plain["out"]["kernel"], rtol=1e-6)
 
 
 def test_moving_average_follows_the_parameters():

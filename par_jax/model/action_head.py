@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from par_jax.config import DiffusionConfig, ModelConfig
-from par_jax.diffusion import SCHEDULES
+from par_jax.diffusion import schedule_of
 from par_jax.nn.attention import Attention, attend
 from par_jax.nn.layers import MLP, Linear, TimeEmbed, modulate
 from par_jax.nn.stack import Stack
@@ -110,7 +110,7 @@ class ActionDiT(nnx.Module):
 
     def errors(self, actions: jax.Array, z: jax.Array, ahead: Ahead, key: jax.Array) -> jax.Array:
         """The diffusion loss, with `draws` times each (paper section 4.3): [R, S, A] targets -> [R, S] float32."""
-        schedule = SCHEDULES[self.diffusion.schedule]
+        schedule = schedule_of(self.diffusion.schedule, self.diffusion.action_shift)
         condition = self.condition(z, ahead)
 
         def one(key: jax.Array) -> jax.Array:
@@ -131,7 +131,8 @@ class ActionDiT(nnx.Module):
           keys: [R], one a robot, so that what a robot does depends on its own key alone.
           steps: of denoising; the configuration's by default.
         """
-        chain = SCHEDULES[self.diffusion.chosen].chain(steps or self.diffusion.action_steps)
+        schedule = schedule_of(self.diffusion.chosen, self.diffusion.action_shift)
+        chain = schedule.chain(steps or self.diffusion.action_steps)
         # The chain's start, and each step's noise; samplers without noise of their own leave the rest undrawn.
         count = 1 + len(chain) * bool(chain.spread.any())
         noise = jax.vmap(lambda key: jax.random.normal(key, (count, *self.shape)), out_axes=1)(keys)

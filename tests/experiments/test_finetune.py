@@ -62,6 +62,9 @@ def command(monkeypatch, tmp_path, data):
         ),
         ({"context": 5, "variant": "no_transformer"}, "sequences of 2: give --packages=5 or more, or --context=2"),
         ({"remat": "full", "stage": "vae"}, "--remat is of the policy's transformers"),
+        ({"optimizer": "muon", "stage": "vae"}, "--optimizer is of the policy's transformers"),
+        ({"optimizer": "lion"}, "unknown optimizer 'lion': choose adamw or muon"),
+        ({"action_shift": 4.0, "schedule": "ddpm"}, "the noise schedule 'ddpm' has no shift"),
         ({"accumulate": 3}, "a batch of 4 rows does not divide into 3 parts over 1 devices"),
         ({"accumulate": 3, "stage": "vae"}, "a batch of 4 rows does not divide into 3 parts"),
         ({"mesh": "data"}, "--mesh=data is no mesh: write each axis once"),
@@ -157,6 +160,13 @@ def test_flags_change_the_model(monkeypatch):
     assert config.picture == TINY.picture
     assert (config.model.action_head, config.model.lookahead, config.model.relative_actions) == ("bins", 3, True)
     assert (config.diffusion.chosen, config.diffusion.action_steps) == ("ddim", 7)
+
+
+def test_flags_shift_the_denoising_times_and_choose_the_optimizer(monkeypatch):
+    monkeypatch.setattr(training, "FLAGS", training_flags(preset="tiny", action_shift=4.0, optimizer="muon"))
+    config = training.configuration()
+    assert (config.diffusion.action_shift, config.train.optimizer) == (4.0, "muon")
+    assert config.vae_train == TINY.vae_train
 
 
 def test_a_flag_moves_the_crops_and_nothing_else_of_the_picture(monkeypatch):

@@ -38,19 +38,21 @@ PARAMETERS = {
     "action_head/position": "action_head.position",
     "action_head/stack/blocks/modulation/kernel": "action_head.stack.0.modulation.weight",
 }
-# What differs in the presets: positions, the prompt's kind, relative actions, look-ahead, adapters, rematerialisation.
+# What differs in the presets: positions, the prompt's kind, relative actions, look-ahead, adapters, rematerialisation,
+# the shift of denoising times, the optimizer.
 VARIANTS = {
     "tiny": SMALL,
     "par": dataclasses.replace(
         SMALL,
         text=dataclasses.replace(SMALL.text, kind="phi"),
         model=dataclasses.replace(SMALL.model, positions="absolute"),
-        train=dataclasses.replace(SMALL.train, remat="full"),
+        train=dataclasses.replace(SMALL.train, remat="full", optimizer="muon"),
     ),
     "physgen": dataclasses.replace(
         SMALL,
         picture=PictureConfig(cameras=("render", "hand"), size=(56, 40), crop=(32, 24)),
         model=dataclasses.replace(SMALL.model, positions="rotary", lookahead=3, relative_actions=True),
+        diffusion=dataclasses.replace(SMALL.diffusion, action_shift=4.0),
         lora=LoRAConfig(rank=2, alpha=3.0),
     ),
 }
@@ -140,7 +142,7 @@ def test_the_pass_over_all_packages_and_the_cached_one_agree(case):
 @pytest.mark.parametrize(
     "case", ["physgen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tiny", "par"))], indirect=True
 )
-def test_the_loss_its_gradients_and_what_adamw_makes_of_them(case):
+def test_the_loss_its_gradients_and_what_the_optimizer_makes_of_them(case):
     config, batch, key = case.config, case.batch, jax.random.key(4)
     draws = tensors(jax.jit(lambda key: policy_draws(config, 2, STEPS, key))(key))
     trained, frozen = lora.split(case.params["par"])
@@ -173,7 +175,7 @@ def test_the_loss_its_gradients_and_what_adamw_makes_of_them(case):
     found = dict(case.peer.par.named_parameters())
     before = {name: found[name].detach().clone() for name in names.values()}
     for rate in (0.0, train.learning_rate):
-        for group in trainer.optimizer.param_groups:
+        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         assert float(value) == pytest.approx(trainer.step(case.given, draws).item(), rel=1e-5)
     for ours, name in names.items():
@@ -181,5 +183,6 @@ def test_the_loss_its_gradients_and_what_adamw_makes_of_them(case):
         slope, moved = (x.T if ours.endswith("kernel") else x for x in (slope, moved))
         layer = int(name.split(".")[2]) if "stack" in name else ...
         close(flatten(slopes)[ours][layer], slope, 3e-5)
-        # Adam divides by the gradient's own size, also where that is all rounding.
-        close(flatten(after)[ours][layer] - flatten(trained)[ours][layer], moved, 1e-3)
+        # Adam divides by the gradient's own size, also where that is all rounding; PyTorch's Muon counts in bfloat16.
+        by_muon = train.optimizer == "muon" and "stack" in name and ours.endswith("kernel")
+        close(flatten(after)[ours][layer] - flatten(trained)[ours][layer], moved, 0.2 if by_muon else 1e-3)

@@ -24,10 +24,11 @@ def policy_draws(config, b, n, key, dtype="float32"):
         "first": jax.random.randint(jax.random.split(keys[1], 3)[0], (b, 1), 0, m.max_time),
     }
 
-    def diffusion(key, t_shape, shape):
+    def diffusion(key, t_shape, shape, shift=1.0):
         def one(key):
             t_key, noise_key = jax.random.split(key)
-            return schedule.draw(t_key, t_shape), jax.random.normal(noise_key, shape, dtype)
+            t = schedule.draw(t_key, t_shape)
+            return shift * t / (1 + (shift - 1) * t), jax.random.normal(noise_key, shape, dtype)
 
         return jax.vmap(one)(jax.random.split(key, d.draws))
 
@@ -44,7 +45,7 @@ def policy_draws(config, b, n, key, dtype="float32"):
 
     draft_key, action_key = jax.random.split(keys[3])
     draws["action_t"], draws["action_noise"] = diffusion(
-        action_key, (b * n,), (b * n, m.lookahead * m.chunk, m.action_dim)
+        action_key, (b * n,), (b * n, m.lookahead * m.chunk, m.action_dim), d.action_shift
     )
     draws["draft_noise"] = action_noise(config, jax.random.split(draft_key, b * n), dtype)
     return draws

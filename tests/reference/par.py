@@ -203,7 +203,8 @@ class Par(nn.Module):
     def decide(self, z_a, ahead, known, noise):
         """Actions [B, M * L, A] of their conditions, the look-ahead, where it is known [B], and noise."""
         kv = self.action_head.condition(z_a, ahead, known)
-        return self.action_head.sample(kv, noise, self.config.diffusion.action_steps)
+        d = self.config.diffusion
+        return self.action_head.sample(kv, noise, d.action_steps, d.action_shift)
 
     def act(self, cache, latents, executed, noise):
         """The physical step: the next M chunks [B, M * L, A] float32 from noise [B, M * L, A], and Z_O."""

@@ -1,5 +1,7 @@
 """PAR's heads in PyTorch: NOVA's masked frame encoder and diffusion MLP, and the action-DiT."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -137,9 +139,10 @@ class ActionHead(nn.Module):
             x = block(x, t, each)
         return self.head(modulate(x, *self.modulation(F.silu(t)).chunk(2, -1)))
 
-    def sample(self, kv, noise, steps):
-        """Euler's method along the flow, from noise [R, S, A] to actions."""
+    def sample(self, kv, noise, steps, shift):
+        """Euler's method along the flow, from noise [R, S, A] to actions, at times that are shifted towards noise."""
         x = noise
-        for i in range(steps):
-            x = x - self(x, torch.full((1,), 1000 * (1 - i / steps), device=x.device), kv) / steps
+        times = [shift * t / (1 + (shift - 1) * t) for t in (1 - i / steps for i in range(steps + 1))]
+        for now, then in itertools.pairwise(times):
+            x = x - (now - then) * self(x, torch.full((1,), 1000 * now, device=x.device), kv)
         return x

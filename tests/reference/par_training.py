@@ -45,14 +45,14 @@ class Objective(nn.Module):
 
     def drafts(self, z_a, base, b, n, draws):
         """The model's own look-ahead from the package before: [B * N, (M-1) * L, A], and where there is one."""
-        m, device = self.par.config.model, z_a.device
+        m, device, shift = self.par.config.model, z_a.device, self.par.config.diffusion.action_shift
         known = ((torch.arange(n, device=device) > 0) & ~draws["alone"][:, None]).flatten()
         none = torch.zeros(b * n, (m.lookahead - 1) * m.chunk, m.action_dim, dtype=z_a.dtype, device=device)
         if m.lookahead == 1 or n == 1:
             return none, known
         with torch.no_grad():
             kv = self.par.action_head.condition(z_a, none, torch.zeros_like(known))
-            made = self.par.action_head.sample(kv, draws["draft_noise"], 2)[:, m.chunk :]
+            made = self.par.action_head.sample(kv, draws["draft_noise"], 2, shift)[:, m.chunk :]
         made = (made.float().unflatten(0, (b, n)) + base).roll(1, 1) - base
         return made.flatten(0, 1).to(z_a.dtype), known
 
@@ -85,6 +85,7 @@ def mean(values, where):
 class Trainer:
     """Training as `par_jax.train` has it: the loss computed in `train.dtype` of float32 parameters, clipping, AdamW
     with decay of the matrices alone, an average of the parameters. Parts with adapters are frozen but for those.
+    Where `train.optimizer` says so, Muon moves the blocks' matrices; PyTorch's orthogonalises in bfloat16.
 
     Args:
       compiled: whether torch.compile makes forward and backward pass.
@@ -96,14 +97,22 @@ class Trainer:
         for name, parameter in par.named_parameters():
             parameter.requires_grad_("lora_" in name or name.split(".")[0] not in adapted)
         trained = {name: parameter for name, parameter in par.named_parameters() if parameter.requires_grad}
-        groups = [[], []]
+        groups, blocks = [[], []], []
         for name, parameter in trained.items():
-            groups[name.endswith(".weight") and parameter.ndim > 1].append(parameter)
+            matrix = name.endswith(".weight") and parameter.ndim > 1
+            if matrix and train.optimizer == "muon" and ".stack." in name:
+                blocks.append(parameter)
+            else:
+                groups[matrix].append(parameter)
         decays = 0.0, train.weight_decay
         groups = [{"params": ps, "weight_decay": decay} for ps, decay in zip(groups, decays, strict=True)]
         self.parameters = list(trained.values())
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.95), fused=True)
+        rate = {"lr": train.learning_rate}
+        self.optimizers = [torch.optim.AdamW(groups, **rate, betas=(0.9, 0.95), fused=True)]
+        if blocks:
+            sized = {"weight_decay": train.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+            self.optimizers.append(torch.optim.Muon(blocks, **rate, **sized))
         self.loss = torch.compile(self._loss) if compiled else self._loss
 
     def _loss(self, batch, draws):
@@ -117,10 +126,12 @@ class Trainer:
 
     def step(self, batch, draws):
         """One step: the loss before it."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         value = self.loss(batch, draws)
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         torch._foreach_lerp_(self.average, self.parameters, 1 - self.train.ema)
         return value.detach()
