@@ -19,6 +19,7 @@ def define_model_flags() -> None:
     flags.DEFINE_string("variant", "full", f"An ablation of the papers: {', '.join(VARIANTS)}.")
     flags.DEFINE_integer("lookahead", None, "Chunks that are denoised together.", lower_bound=1)
     flags.DEFINE_boolean("relative_actions", None, "Actions as differences from the last one; the preset's by default.")
+    flags.DEFINE_boolean("one_scale", None, "One scale for all of the arm's numbers; the preset's by default.")
     flags.DEFINE_integer("lora_rank", None, "Rank of the adapters; 0 trains all weights.", lower_bound=0)
     flags.DEFINE_float("lora_alpha", None, "Adapters are scaled by this over their rank.", lower_bound=0.0)
     flags.DEFINE_string("lora_targets", None, "Regular expression, searched in the names of linear layers.")
@@ -53,7 +54,8 @@ def preset(values: Any) -> Config:
     if values.preset not in PRESETS:
         raise UserError(f"unknown preset {values.preset!r}: choose one of {', '.join(PRESETS)}")
     config = PRESETS[values.preset]
-    config = _changed(config, "model", lookahead=values.lookahead, relative_actions=values.relative_actions)
+    config = _changed(config, "model", lookahead=values.lookahead)
+    config = _changed(config, "model", relative_actions=values.relative_actions, one_scale=values.one_scale)
     config = _changed(config, "lora", rank=values.lora_rank, alpha=values.lora_alpha, targets=values.lora_targets)
     config = _changed(config, "picture", cameras=values.cameras and get_cameras(values.cameras))
     config = _changed(config, "diffusion", schedule=values.schedule, action_shift=values.action_shift)

@@ -142,6 +142,8 @@ class ModelConfig:
       relative_actions: True tells the arm's numbers of a chunk as differences from where it was last told to be (from
         where episodes begin, before it was told anything), the gripper's as they are: a look then has to say which
         way to go and how far, not where the arm is. For position targets; other control modes are relative already.
+      one_scale: True scales the arm's numbers of a chunk alike, so that an error in one joint counts as much as the
+        same error in another; else each by its own range. Relative actions always have one scale.
       action_head: "dit" for diffusion, "mlp" for regression, "bins" for a classification of quantised actions.
       bins: quanta of an action's range, for "bins".
     """
@@ -172,6 +174,7 @@ class ModelConfig:
     lookahead: int = 1
     see_actions: bool = True
     relative_actions: bool = False
+    one_scale: bool = False
     action_head: str = "dit"
     bins: int = 256
 

@@ -100,7 +100,8 @@ class Run:
 
     def statistics(self, episodes: Mixture) -> dict:
         """What scales the actions, as the model tells them."""
-        return statistics(episodes, self.config.model.chunk if self.relative(episodes) else None)
+        model = self.config.model
+        return statistics(episodes, model.chunk if self.relative(episodes) else None, model.one_scale)
 
     def rows(self, train: TrainConfig) -> slice:
         """This process's rows of a batch.

@@ -8,6 +8,7 @@ from tests.demos import SMALL
 _UNSET = (
     "lookahead",
     "relative_actions",
+    "one_scale",
     "lora_rank",
     "lora_alpha",
     "lora_targets",

@@ -97,6 +97,9 @@ def test_relative_actions_are_scaled_about_the_begin_and_moves_stay_as_they_are(
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(meta | {"control_mode": "pd_ee_delta_pose"}))
     moves = run.episodes()
     plain = dataclasses.replace(run, config=SMALL)
+    model = dataclasses.replace(SMALL.model, one_scale=True)
+    alike = dataclasses.replace(run, config=dataclasses.replace(SMALL, model=model)).statistics(moves)
+    assert len(set(np.subtract(alike["high"], alike["low"])[:-1].round(9))) == 1
     assert not run.relative(moves) and run.statistics(moves) == plain.statistics(moves)
 
 

@@ -294,7 +294,7 @@ def is_delta(meta: dict) -> bool:
     return "delta" in meta.get("control_mode", "")
 
 
-def statistics(episodes: Demonstrations, chunk: int | None = None) -> dict[str, Any]:
+def statistics(episodes: Demonstrations, chunk: int | None = None, one_scale: bool = False) -> dict[str, Any]:
     """What normalisation needs, from the numbers alone: no picture is read.
 
     Args:
@@ -302,6 +302,8 @@ def statistics(episodes: Demonstrations, chunk: int | None = None) -> dict[str, 
       chunk: L where actions are told as differences from the last executed one, else None. `low` and `high` of the
         arm's numbers (all but the last) then lie about where episodes begin, as far off as the differences of the
         joint that moves most reach: 99.5% of them within a chunk.
+      one_scale: the arm's `low` and `high` lie about the middle of each number's range, as far off as the widest
+        range reaches.
 
     Returns:
       plain floats and lists, for JSON: `low`, `high` (0.5% and 99.5% quantiles), `mean`, `std`, each a list of A
@@ -310,10 +312,13 @@ def statistics(episodes: Demonstrations, chunk: int | None = None) -> dict[str, 
     records = [episodes.numbers(index) for index in range(len(episodes))]
     actions = np.concatenate([record["action"] for record in records]).astype(np.float64)
     low, high = np.quantile(actions, [0.005, 0.995], axis=0)
+    # One scale for all: a joint that hardly moves would else count as much as those that do the work.
     if chunk is not None:
         begin, reach = _reach(records, chunk)
-        # One scale for all: a joint that hardly moves would else count as much as those that do the work.
         low[:-1], high[:-1] = begin - reach.max(), begin + reach.max()
+    elif one_scale:
+        middle, reach = (low + high)[:-1] / 2, (high - low)[:-1] / 2
+        low[:-1], high[:-1] = middle - reach.max(), middle + reach.max()
     return {
         "low": low.tolist(),
         "high": high.tolist(),

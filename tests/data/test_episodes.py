@@ -111,6 +111,25 @@ def test_statistics_of_differences_reach_from_where_episodes_begin():
     assert statistics["low"] == [0.0, -1.0] and statistics["high"] == [4.0, 1.0]
 
 
+def test_one_scale_is_the_widest_range_of_the_arm_and_spares_the_gripper():
+    """Joints that reach 2 about 1 and 0.5 about 3, and a gripper: the second joint's range becomes the first's."""
+
+    class One:
+        meta: ClassVar[dict] = {}
+
+        def __len__(self):
+            return 1
+
+        def numbers(self, i):
+            ramp = np.linspace(-1.0, 1.0, 2001)
+            return {"action": np.stack([1.0 + 2.0 * ramp, 3.0 + 0.5 * ramp, ramp], axis=1)}
+
+    statistics = disk.statistics(One(), one_scale=True)
+    np.testing.assert_allclose(statistics["low"], [1 - 1.98, 3 - 1.98, -0.99])
+    np.testing.assert_allclose(statistics["high"], [1 + 1.98, 3 + 1.98, 0.99])
+    np.testing.assert_allclose(disk.statistics(One())["high"], [1 + 1.98, 3 + 0.495, 0.99])
+
+
 def test_statistics_do_not_read_picture_records(folder, monkeypatch):
     data, read = Episodes(folder), []
     source = data._source
