@@ -244,7 +244,7 @@ def check_sampler(schedule: str, sampler: str | None, shift: float = 1.0) -> Non
     if schedule not in SAMPLERS:
         raise UserError(f"unknown noise schedule {schedule!r}: choose one of {', '.join(SAMPLERS)}")
     if schedule != "flow" and shift != 1:
-        raise UserError(f"the noise schedule {schedule!r} has no shift: leave out --action_shift, or give 1")
+        raise UserError(f"the noise schedule {schedule!r} has no shift: give --action_shift=1")
     if sampler is not None and sampler not in SAMPLERS[schedule]:
         raise UserError(
             f"the sampler {sampler!r} cannot be used: with the noise schedule {schedule!r} choose one of "

@@ -60,7 +60,7 @@ def test_a_shift_moves_times_towards_noise_in_training_and_in_sampling():
 
 
 def test_what_has_no_shift_refuses_one():
-    with pytest.raises(UserError, match="'ddpm' has no shift: leave out --action_shift, or give 1"):
+    with pytest.raises(UserError, match="'ddpm' has no shift: give --action_shift=1"):
         check_sampler("ddpm", None, 4.0)
 
 
