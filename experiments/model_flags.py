@@ -54,8 +54,8 @@ def preset(values: Any) -> Config:
     if values.preset not in PRESETS:
         raise UserError(f"unknown preset {values.preset!r}: choose one of {', '.join(PRESETS)}")
     config = PRESETS[values.preset]
-    config = _changed(config, "model", lookahead=values.lookahead)
-    config = _changed(config, "model", relative_actions=values.relative_actions, one_scale=values.one_scale)
+    told = {"relative_actions": values.relative_actions, "one_scale": values.one_scale}
+    config = _changed(config, "model", lookahead=values.lookahead, **told)
     config = _changed(config, "lora", rank=values.lora_rank, alpha=values.lora_alpha, targets=values.lora_targets)
     config = _changed(config, "picture", cameras=values.cameras and get_cameras(values.cameras))
     config = _changed(config, "diffusion", schedule=values.schedule, action_shift=values.action_shift)

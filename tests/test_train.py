@@ -141,7 +141,7 @@ def test_weight_decay_spares_biases_also_when_layers_are_stacked():
 
 
 def test_muon_moves_each_layers_kernel_by_an_orthogonal_matrix_and_adamw_the_rest():
-    """Two steps against Muon written out: momentum 0.95 looked ahead, Newton and Schulz's five rounds, AdamW's size."""
+    """Steps against Muon written out: momentum 0.95 looked ahead, Newton and Schulz's five rounds, AdamW's size."""
     config = dataclasses.replace(TOY, steps=100, warmup=1, optimizer="muon", clip=1e9, weight_decay=0.1)
     rng = np.random.default_rng(0)
     start = rng.normal(size=(2, 6, 9)).astype(np.float32)
