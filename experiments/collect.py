@@ -4,10 +4,12 @@
     python -m experiments.collect --task=pickcube --cameras=render,hand --out=data/two-cameras
     python -m experiments.collect --task=pushcube --from=trajectory.h5 --out=data/recorded
     python -m experiments.collect --task=rollball --motion --out=data/rollball
+    python -m experiments.collect --task=pushcube --policy=runs/pushcube --out=data/corrections
 
 Type the same command again to go on where it stopped, or with more --episodes to extend.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from absl import flags
 from experiments import app
 from par_jax.errors import UserError
 from par_jax.sim import collect
-from par_jax.tasks import SCENES, get_cameras
+from par_jax.tasks import SCENES, check_control_mode, get_cameras, get_task
 
 FLAGS = flags.FLAGS
 
@@ -37,6 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("motion", False, f"Videos of an arm that moves at random; also of {', '.join(SCENES)}.")
     flags.DEFINE_bool("noise", True, "Disturb the expert, so that the data shows recoveries.")
     flags.DEFINE_float("lapses", 0.0, "Share of episodes in which the arm errs for a while.", 0.0, 1.0)
+    flags.DEFINE_string("policy", None, "Checkpoint that drives in turn with the expert, who corrects it (DAgger).")
 
 
 def picture_size(text: str) -> tuple[int, int]:
@@ -58,6 +61,8 @@ def main() -> None:
         raise UserError("which task? add --task=pushcube, --task=pickcube or --task=stackcube")
     if FLAGS.motion and FLAGS["from"].value:
         raise UserError("--motion and --from name two sources: leave one out")
+    if FLAGS.policy is not None and (FLAGS.motion or FLAGS["from"].value):
+        raise UserError("--policy drives with the expert, and --motion and --from have none: leave one out")
     settings = collect.Settings(
         task=FLAGS.task,
         control_mode=FLAGS.control_mode,
@@ -70,7 +75,23 @@ def main() -> None:
         motion=FLAGS.motion,
         picture_every=FLAGS.picture_every,
         lapses=FLAGS.lapses,
+        policy=FLAGS.policy,
     )
+    if FLAGS.policy is not None:
+        # Imported here: it brings jax, and a bad flag should be refused in a second.
+        from par_jax import corrections
+
+        get_task(settings.task)
+        check_control_mode(settings.control_mode)
+        checked = corrections.check(
+            FLAGS.policy,
+            settings.task,
+            settings.control_mode,
+            settings.picture_size,
+            settings.cameras,
+            settings.picture_every,
+        )
+        settings = dataclasses.replace(settings, policy_checksum=checked)
     out = Path(FLAGS.out or f"data/{FLAGS.task}")
     report = collect.collect(settings, out, FLAGS.episodes, FLAGS.workers)
     print(report)

@@ -168,7 +168,7 @@ class Policy:
         self.config, self.step, self.folder = config, step, Path(folder)
         dtype = config.train.dtype
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), prepared({"par": params, "vae": vae}))
-        centre, half = centre_and_half(statistics["low"], statistics["high"])
+        self._scale = centre, half = centre_and_half(statistics["low"], statistics["high"])
         step_of = PhysicalStep(config)
         shape = (1, config.model.chunk, config.model.action_dim)
 
@@ -227,3 +227,13 @@ class Policy:
         carry, actions, waiting = self._act(self.params, carry, seen)
         predicted = np.asarray(self._predict(self.params, carry, waiting, seen, key)) if predict_frame else None
         return carry, actions, Info(predicted)
+
+    def overruled(self, carry: Carry, actions: np.ndarray) -> Carry:
+        """The carry where other actions were executed than `act` has decided on.
+
+        Args:
+          carry: that `act` has returned.
+          actions: f32 [L, A], what was executed, in the controller's units.
+        """
+        centre, half = self._scale
+        return dataclasses.replace(carry, executed=jnp.asarray((np.asarray(actions) - centre) / half)[None])

@@ -24,7 +24,7 @@ _LAYERS = (
     {"train"},
     {"loop"},
     {"runs", "policy", "costs"},
-    {"beginning", "export", "bench", "looking"},
+    {"beginning", "export", "bench", "looking", "corrections"},
     {"stages"},
     {"experiments"},
     {"convert"},

@@ -53,6 +53,17 @@ def test_actions_are_those_of_the_step_in_the_controllers_units(policy, pictures
         np.testing.assert_allclose(got, want[0] * 3.0 + 1.0, rtol=1e-3, atol=1e-4)
 
 
+def test_what_was_executed_in_place_of_a_chunk_is_what_it_remembers(policy, pictures):
+    def second(executed):
+        carry, actions, _ = policy.act(policy.init(jax.random.key(5), "Push the cube."), pictures[0])
+        carry = carry if executed is None else policy.overruled(carry, executed(np.asarray(actions)))
+        return np.asarray(policy.act(carry, pictures[1])[1])
+
+    own = second(None)
+    np.testing.assert_allclose(second(lambda actions: actions), own, rtol=1e-4, atol=1e-4)
+    assert np.abs(second(lambda actions: actions + 3.0) - own).max() > 1e-2
+
+
 def test_a_changed_picture_is_the_decoder_s_where_it_changes_and_what_was_seen_elsewhere():
     make = Functional(lambda rngs: VAE(SMALL.vae, rngs=rngs))
     vae = make.bind(random_params(make, seed=2))

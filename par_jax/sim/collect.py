@@ -41,6 +41,8 @@ class Settings:
       motion: an arm that moves about at random instead of the expert, for video pretraining; noise then means nothing.
       picture_every: control steps between pictures; the end is filmed in any case.
       lapses: share of the expert's episodes in which the arm does something else for a while.
+      policy: folder of a policy that drives in turn with the expert (`par_jax.corrections`), if any.
+      policy_checksum: of its parameters.
     """
 
     task: str
@@ -54,6 +56,8 @@ class Settings:
     motion: bool = False
     picture_every: int = 1
     lapses: float = 0.0
+    policy: str | None = None
+    policy_checksum: int | None = None
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -75,6 +79,8 @@ def describe(settings: Settings) -> dict[str, Any]:
         "block": disk.BLOCK,
         "noise": settings.noise and not settings.trajectories and not settings.motion,
         "lapses": 0.0 if settings.trajectories or settings.motion else settings.lapses,
+        "policy": settings.policy,
+        "policy_checksum": settings.policy_checksum,
     }
 
 
@@ -236,8 +242,10 @@ def _fill(settings: Settings, folder: Path, meta: dict[str, Any], workers: int) 
 def _source(settings: Settings) -> tuple[str, dict[str, Any]]:
     """Class of the object that makes demonstrations in a worker, and its arguments."""
     arguments = dataclasses.asdict(settings)
-    del arguments["seed_first"]
-    trajectories, motion = arguments.pop("trajectories"), arguments.pop("motion")
+    del arguments["seed_first"], arguments["policy_checksum"]
+    trajectories, motion, policy = (arguments.pop(name) for name in ("trajectories", "motion", "policy"))
+    if policy is not None:
+        return "par_jax.corrections:Corrected", {"policy": policy, **arguments}
     if trajectories is None and not motion:
         return "par_jax.sim.recorder:Recorder", arguments
     del arguments["noise"], arguments["lapses"]

@@ -14,7 +14,7 @@ from par_jax.sim.simulator import Simulator
 
 
 class Take:
-    """One episode as it is filmed: T actions, T+1 joint positions, and P pictures."""
+    """One episode as it is filmed: T actions, T+1 joint positions, and P pictures, `shown` the last of them."""
 
     def __init__(self, simulator: Simulator, pictures: bool = True, every: int = 1):
         """Films the first picture of the simulator's episode.
@@ -30,6 +30,7 @@ class Take:
         self.taught: list[bool] = []
         self.qpos: list[np.ndarray] = []
         self.files: list[bytes] = []
+        self.shown: np.ndarray | None = None
         self.see()
 
     def __len__(self) -> int:
@@ -44,7 +45,8 @@ class Take:
 
     def film(self) -> None:
         """A picture of the simulator as it is now."""
-        self.files.append(png(self.simulator.picture()[0].cpu().numpy()) if self.pictures else b"")
+        self.shown = self.simulator.picture()[0].cpu().numpy().copy() if self.pictures else None
+        self.files.append(b"" if self.shown is None else png(self.shown))
 
     def add(self, action: np.ndarray, executed: np.ndarray | None = None, taught: bool = True) -> None:
         """What came of an action, f32 [A].

@@ -1,7 +1,6 @@
 """From a Cartesian move to the numbers of a control mode."""
 
 import numpy as np
-import torch
 
 from par_jax.sim.expert import Move
 from par_jax.sim.simulator import Simulator
@@ -25,6 +24,7 @@ class JointHand:
 
     def __call__(self, move: Move) -> np.ndarray:
         """Joint targets of the arm (radians) and the gripper's number in -1..1: f32 [1, 8]."""
+        import torch
         from mani_skill.utils.geometry.rotation_conversions import quaternion_multiply
         from mani_skill.utils.structs import Pose
 

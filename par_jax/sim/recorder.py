@@ -111,7 +111,21 @@ class Recorder(Filming):
         self.hand = make_hand(self.simulator)
         self.max_steps = get_task(task).max_steps
         self.expert = EXPERTS[task]
-        self.noise, self.lapses = noise, lapses
+        self.noise, self.share = noise, lapses
+
+    def begin(self, seed: int) -> None:
+        """An episode begins: what will happen in it is drawn."""
+        self.lapses = Lapses(seed, self.share)
+
+    def instead(self, take: Take, tcp: np.ndarray) -> np.ndarray | None:
+        """What is executed next in place of the expert's action, and not taught: f32 [1, A], or None.
+
+        Args:
+          take: the episode so far.
+          tcp: f64 [3], the tool centre point, metres.
+        """
+        lapse = self.lapses(len(take), tcp)
+        return None if lapse is None else self.hand(lapse)
 
     def episode(self, seed: int, pictures: bool = True) -> dict[str, np.ndarray] | None:
         """One demonstration.
@@ -125,23 +139,24 @@ class Recorder(Filming):
         """
         simulator = self.simulator
         simulator.reset([seed])
+        self.begin(seed)
         expert = self.expert(simulator.env)
-        noise, lapses = Noise(seed) if self.noise else None, Lapses(seed, self.lapses)
+        noise = Noise(seed) if self.noise else None
         take = Take(simulator, pictures, self.picture_every)
         tail = -1
         while len(take) < self.max_steps and tail != 0:
             move = expert()
             action = self.hand(move)
-            done, lapse = action, None
+            done, other = action, None
             if tail < 0:
                 tcp = simulator.env.agent.tcp.pose.p[0].cpu().numpy().astype(np.float64)
-                lapse = lapses(len(take), tcp)
-                if lapse is not None:
-                    done = self.hand(lapse)
+                other = self.instead(take, tcp)
+                if other is not None:
+                    done = other
                 elif noise is not None:
                     done = self.hand(noise(move, float(tcp[2])))
             _, success = simulator.step(done)
-            take.add(action[0], done[0], taught=lapse is None)
+            take.add(action[0], done[0], taught=other is None)
             if tail > 0:
                 tail -= 1
             elif bool(success[0]):

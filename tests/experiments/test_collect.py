@@ -221,6 +221,9 @@ def command(*flags, **environment):
         (["--task=pushcube", "--cameras=render,wrist"], {}, "unknown camera 'wrist': name one or more of render, base"),
         (["--task=pushcube", "--cameras=hand,hand"], {}, "camera hand is named twice"),
         (["--task=pushcube", "--from=/nothing.h5"], {}, "no trajectory file /nothing.h5"),
+        (["--task=pushcube", "--policy=/nothing"], {}, "/nothing"),
+        (["--task=pickcube", "--policy=checkpoints/pushcube"], {}, "was trained on pushcube, not on pickcube"),
+        (["--task=pushcube", "--motion", "--policy=checkpoints/pushcube"], {}, "leave one out"),
         (["pushcube"], {}, "unexpected argument 'pushcube'"),
     ],
 )

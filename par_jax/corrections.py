@@ -1,0 +1,118 @@
+"""Demonstrations in which a policy drives and the expert corrects it: DAgger (Ross et al. 2011).
+
+The expert alone never shows what to do where the policy goes wrong, nor a past that the policy itself has made. Here
+the policy drives for stretches of whole chunks; what it does is not taught, and what the expert does from where it
+ends up is (stretches in turn, as in HG-DAgger, Kelly et al. 2019; who drives is drawn, no human watches).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from par_jax.config import Config
+from par_jax.errors import UserError
+from par_jax.policy import Carry, Policy
+from par_jax.release import load_policy
+from par_jax.sim.filming import Take
+from par_jax.sim.recorder import Recorder
+from par_jax.tasks import get_task
+from par_jax.trees import checksum
+
+BEGINS = 0.75
+"""How often the policy drives an episode's first chunk."""
+TAKES_OVER, GIVES_BACK = 0.35, 0.65
+"""How often the expert takes over after a chunk of the policy's, and gives back after one of its own."""
+LAST = 0.6
+"""The share of an episode's longest time after which the expert drives to its end."""
+
+
+def driven(seed: int, chunks: int) -> np.ndarray:
+    """Which chunks of an episode the policy drives, bool [chunks]; depends on the seed alone."""
+    rng = np.random.default_rng([seed, 20261128])
+    drives, now = [], bool(rng.random() < BEGINS)
+    for draw in rng.random(chunks):
+        drives.append(now)
+        now = bool(draw >= TAKES_OVER) if now else bool(draw < GIVES_BACK)
+    return np.array(drives, bool)
+
+
+def check(
+    folder: str, task: str, control_mode: str, size: tuple[int, int], cameras: tuple[str, ...], every: int
+) -> int:
+    """Refuses a policy that cannot drive what is to be recorded.
+
+    Args:
+      folder: a run's, or a released one.
+      task, control_mode, size (height, width), cameras: of the recording.
+      every: control steps between pictures.
+
+    Returns:
+      a checksum of its parameters, for the record.
+
+    Raises:
+      UserError: there is no whole policy in it, or it was trained on something else.
+    """
+    config, meta, params = load_policy(folder)
+    picture, mode, chunk = config.picture, meta["dataset"]["control_mode"], config.model.chunk
+    wrong = []
+    if task not in meta["tasks"]:
+        wrong.append(f"was trained on {', '.join(meta['tasks'])}, not on {task}")
+    if mode != control_mode:
+        wrong.append(f"speaks {mode} (--control_mode={mode})")
+    if picture.cameras != cameras:
+        wrong.append(f"looks through {','.join(picture.cameras)} (--cameras={','.join(picture.cameras)})")
+    if tuple(picture.size) != size:
+        shape = "x".join(map(str, picture.size))
+        wrong.append(f"sees pictures of {shape} (--picture_size={shape})")
+    if chunk % every:
+        wrong.append(f"looks every {chunk} steps (--picture_every must divide that)")
+    if wrong:
+        raise UserError(f"the policy in {folder} {' and '.join(wrong)}: change the flags, or name another in --policy")
+    return sum(checksum(np.asarray(leaf)) for leaf in jax.tree.leaves(params)) % 2**63
+
+
+class Corrected(Recorder):
+    """Records episodes that a policy and the expert drive in turn; lives in a worker process."""
+
+    def __init__(self, policy: str, **arguments: Any):
+        """Makes the simulator and loads the policy.
+
+        Args:
+          policy: folder of the policy; `check` has accepted it.
+          **arguments: as `Recorder`.
+
+        Raises:
+          UserError: as `Recorder`, or there is no whole policy.
+        """
+        # Several workers share a GPU.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        super().__init__(**arguments)
+        self.instruction = get_task(arguments["task"]).instruction
+        self.policy = Policy.load(Path(policy))
+        self.config: Config = self.policy.config
+        self.drives = np.zeros(0, bool)
+        self.carry: Carry | None = None
+        self.chunk = np.zeros((0, 0), np.float32)
+
+    def begin(self, seed: int) -> None:
+        """As `Recorder.begin`."""
+        super().begin(seed)
+        self.drives = driven(seed, round(LAST * self.max_steps) // self.config.model.chunk)
+        self.carry = self.policy.init(jax.random.key(seed), self.instruction)
+
+    def instead(self, take: Take, tcp: np.ndarray) -> np.ndarray | None:
+        """As `Recorder.instead`: the policy's action where it drives."""
+        length = self.config.model.chunk
+        number, place = divmod(len(take), length)
+        if number >= len(self.drives):
+            return super().instead(take, tcp)
+        if place == 0:
+            # It looks at every chunk's begin, whoever drives: its past has no holes.
+            if number:
+                self.carry = self.policy.overruled(self.carry, np.stack(take.executed[-length:]))
+            self.carry, actions, _ = self.policy.act(self.carry, take.shown)
+            self.chunk = np.asarray(actions)
+        return self.chunk[place][None] if self.drives[number] else super().instead(take, tcp)
