@@ -77,6 +77,8 @@ def check(
 class Corrected(Recorder):
     """Records episodes that a policy and the expert drive in turn; lives in a worker process."""
 
+    carry: Carry
+
     def __init__(self, policy: str, **arguments: Any):
         """Makes the simulator and loads the policy.
 
@@ -94,7 +96,6 @@ class Corrected(Recorder):
         self.policy = Policy.load(Path(policy))
         self.config: Config = self.policy.config
         self.drives = np.zeros(0, bool)
-        self.carry: Carry | None = None
         self.chunk = np.zeros((0, 0), np.float32)
 
     def begin(self, seed: int) -> None:
