@@ -26,9 +26,10 @@ def main() -> None:
         if not runs.is_trained(vae):
             raise UserError(f"{vae} holds no trained frame VAE: give --vae or --init, or train one with finetune")
         windows = stages.encode(wanted)
+    pictures = sum(len(latents) for latents in windows.latents)
     processes.say(
-        f"{wanted.workdir} is ready: {len(windows.latents)} pictures of {len(windows.actions)} demonstrations as "
-        "latents; experiments.finetune with the same flags trains on them"
+        f"{wanted.workdir} is ready: {pictures} pictures of {len(windows.actions)} demonstrations as latents; "
+        "experiments.finetune with the same flags trains on them"
     )
 
 

@@ -16,7 +16,7 @@ from par_jax.best import keep_best
 from par_jax.checkpoint import load_params
 from par_jax.config import VAEConfig
 from par_jax.data.episodes import is_delta
-from par_jax.data.latents import digest, encode_all, latents_dir, shifts
+from par_jax.data.latents import digest, encode_parts, latents_dir, shifts
 from par_jax.data.mixture import Mixture
 from par_jax.data.pictures import picture_batches, sample_pictures, split_episodes, to_unit
 from par_jax.data.windows import Windows, validation_batches, window_batches
@@ -184,7 +184,7 @@ def make_windows(run: Run, episodes: Mixture, vae: Params) -> Windows:
     config = run.config
     ids, _ = split_episodes(len(episodes))
     latents = processes.in_turn(
-        lambda: encode_all(
+        lambda: encode_parts(
             latents_dir(run.workdir / "vae"),
             episodes,
             make_encode(config.vae, vae),

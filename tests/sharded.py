@@ -61,7 +61,10 @@ def train(mesh: jax.sharding.Mesh | None) -> dict[str, np.ndarray]:
     rng, train, model = np.random.default_rng(0), CONFIG.train, CONFIG.model
     lengths = (40, 25, 33, 16, 29)
     windows = Windows(
-        latents=rng.normal(size=(sum(lengths) + 5, *CONFIG.latent_size, CONFIG.vae.latent_channels)).astype(np.float16),
+        latents=[
+            rng.normal(size=(n + 1, *CONFIG.latent_size, CONFIG.vae.latent_channels)).astype(np.float16)
+            for n in lengths
+        ],
         actions=[rng.normal(size=(length, model.action_dim)).astype(np.float32) for length in lengths],
         executed=[rng.normal(size=(length, model.action_dim)).astype(np.float32) for length in lengths],
         texts=[

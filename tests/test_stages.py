@@ -116,7 +116,7 @@ def test_policy_step_keeps_its_state_s_types(dtype):
     config = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, dtype=dtype))
     rng, channels = np.random.default_rng(0), config.vae.latent_channels
     windows = Windows(
-        latents=rng.normal(size=(62, *config.latent_size, channels)).astype(np.float16),
+        latents=[rng.normal(size=(31, *config.latent_size, channels)).astype(np.float16) for _ in range(2)],
         actions=[rng.normal(size=(30, 8)).astype(np.float32) for _ in range(2)],
         executed=[rng.normal(size=(30, 8)).astype(np.float32) for _ in range(2)],
         texts=[tokenize("go", config.text.tokens, config.text.vocabulary)],

@@ -1,4 +1,4 @@
-"""All pictures of a data folder as latents of the frame VAE, made once and kept in one memory-mapped file."""
+"""All pictures of data folders as latents of the frame VAE, made once and kept in a memory-mapped file for each."""
 
 import contextlib
 import hashlib
@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from par_jax.config import PictureConfig
+from par_jax.data.mixture import Mixture
 from par_jax.data.pictures import Demonstrations, crop, picture_counts
 from par_jax.errors import UserError, is_full_disk
 from par_jax.trees import flatten
@@ -90,6 +91,38 @@ def encode_all(
                 "it goes on where it stopped"
             ) from error
     return np.load(path, mmap_mode="r")
+
+
+def encode_parts(
+    folder: Path,
+    mixture: Mixture,
+    encode: Callable[[np.ndarray], np.ndarray],
+    vae: str,
+    config: PictureConfig,
+    shift: np.ndarray,
+    latent_shape: tuple[int, int, int],
+) -> list[np.ndarray]:
+    """The latents of a mixture's episodes, each of its folders by `encode_all`.
+
+    Where crops do not move, a folder that joins the others leaves their files as they are.
+
+    Args:
+      mixture: E episodes.
+      folder, encode, vae, config, shift, latent_shape: as there.
+
+    Returns:
+      float16 [P, h, w, C] of each episode, memory-mapped.
+
+    Raises:
+      UserError: as there.
+    """
+    made: dict[int, np.ndarray] = {}
+    for part, episodes in enumerate(mixture.folders):
+        places = np.flatnonzero(mixture.parts == part)
+        latents = np.asarray(encode_all(folder, episodes, encode, vae, config, shift[places], latent_shape))
+        each = np.split(latents, np.cumsum(picture_counts(episodes))[:-1])
+        made.update(zip(places.tolist(), each, strict=True))
+    return [made[place] for place in range(len(mixture))]
 
 
 def share(source: Path, target: Path) -> None:

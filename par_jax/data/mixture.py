@@ -22,7 +22,8 @@ class Mixture:
 
     Attributes:
       meta: what the folder's `dataset.json` says; of several what they have in common, and all of them in `parts`.
-      parts: int [E], which folder each episode is from.
+      folders: those that are mixed.
+      parts: int [E], which folder each episode is from; each folder's come in its own order.
     """
 
     def __init__(self, folders: Sequence[Episodes]):
@@ -42,7 +43,7 @@ class Mixture:
                         f"{first.path} has {field} {first.meta[field]} and {other.path} {other.meta[field]}: "
                         "data that is trained on together must agree in it"
                     )
-        self._folders = list(folders)
+        self.folders = list(folders)
         self.meta: dict[str, Any] = first.meta
         if len(folders) > 1:
             common = {field: first.meta[field] for field in COMMON}
@@ -56,17 +57,17 @@ class Mixture:
 
     def numbers(self, index: int) -> dict[str, np.ndarray]:
         """As `Episodes.numbers`."""
-        return self._folders[self.parts[index]].numbers(int(self._indices[index]))
+        return self.folders[self.parts[index]].numbers(int(self._indices[index]))
 
     def lengths(self) -> np.ndarray:
         """T of every episode, i64 [E]."""
-        each = [folder.lengths() for folder in self._folders]
+        each = [folder.lengths() for folder in self.folders]
         return np.array([each[part][index] for part, index in zip(self.parts, self._indices, strict=True)], np.int64)
 
     def strides(self) -> np.ndarray:
         """Control steps between the pictures of every episode, i64 [E]."""
-        return np.array([folder.picture_every for folder in self._folders], np.int64)[self.parts]
+        return np.array([folder.picture_every for folder in self.folders], np.int64)[self.parts]
 
     def pictures(self, index: int, places: Sequence[int] | None = None) -> np.ndarray:
         """As `Episodes.pictures`."""
-        return self._folders[self.parts[index]].pictures(int(self._indices[index]), places)
+        return self.folders[self.parts[index]].pictures(int(self._indices[index]), places)

@@ -17,7 +17,7 @@ class Windows:
     """Cuts windows out of episodes that are held as latents and scaled actions.
 
     Attributes:
-      latents: [sum(P), h, w, C], episode after episode, any float dtype, memory-mapped or not.
+      latents: one [P, h, w, C] an episode, any float dtype, memory-mapped or not.
       actions, executed: one float32 [T, A] an episode each, scaled: what to do, and what was done.
       texts: one array a task, [K] int32 token ids of its instruction, or [K, dim] float32 embeddings.
       tasks: int [E], each episode's place in `texts`.
@@ -30,7 +30,7 @@ class Windows:
       stride: control steps between pictures, of all episodes or int [E] of each; divides L.
     """
 
-    latents: np.ndarray
+    latents: list[np.ndarray]
     actions: list[np.ndarray]
     executed: list[np.ndarray]
     texts: list[np.ndarray]
@@ -41,14 +41,11 @@ class Windows:
     lookahead: int = 1
     stride: np.ndarray | int = 1
     taught: list[np.ndarray] | None = None
-    _first: np.ndarray = dataclasses.field(init=False, repr=False)
     _stride: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         stride = np.broadcast_to(self.stride, len(self.actions))
-        counts = picture_place(np.array([len(action) for action in self.actions]), stride) + 1
         object.__setattr__(self, "_stride", stride)
-        object.__setattr__(self, "_first", np.cumsum(counts) - counts)
 
     def draw_start(self, episode: int, rng: np.random.Generator, start_share: float) -> int:
         """A control step to start from: 0 with probability `start_share`, else any with a whole past chunk.
@@ -68,7 +65,7 @@ class Windows:
         After the episode's end the robot holds: the last frame and the last action repeat (or `rest`), and
         are targets for one chunk's time; what follows is not.
         """
-        first, length = self._first[episode], len(self.actions[episode])
+        length = len(self.actions[episode])
         n, chunk = self.packages, self.chunk
         frames = np.minimum(start + chunk * np.arange(n + 1), length)
         steps = start + chunk * (np.arange(n + self.lookahead)[:, None] - 1) + np.arange(chunk)
@@ -78,7 +75,7 @@ class Windows:
             kept = self.taught[episode][np.clip(steps[1:], 0, length - 1)]
             valid &= np.logical_and.accumulate(kept, axis=-1)
         return {
-            "latents": np.asarray(self.latents[first + picture_place(frames, self._stride[episode])], np.float32),
+            "latents": np.asarray(self.latents[episode][picture_place(frames, self._stride[episode])], np.float32),
             "executed": self._held(self.executed[episode], steps[:n]),
             "actions": self._held(self.actions[episode], steps[1:]),
             "has_past": np.asarray(start >= chunk),

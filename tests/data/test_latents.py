@@ -6,8 +6,9 @@ import pytest
 
 from par_jax.data import latents
 from par_jax.data.episodes import Episodes
-from par_jax.data.latents import digest, encode_all, shifts
-from par_jax.data.pictures import crop
+from par_jax.data.latents import digest, encode_all, encode_parts, shifts
+from par_jax.data.mixture import Mixture
+from par_jax.data.pictures import crop, picture_counts
 from par_jax.errors import UserError
 from tests.demos import SMALL, make_demos
 
@@ -45,6 +46,31 @@ def test_latents_are_those_of_each_episode_s_crop(tmp_path, episodes):
         for i in range(len(episodes))
     ]
     np.testing.assert_array_equal(made, np.concatenate(wanted).astype(np.float16))
+
+
+def test_a_folder_that_joins_leaves_the_others_latents(tmp_path, episodes):
+    """Each episode of a mixture has its own latents, and only those of the folder that is new are made."""
+    calls, still = [], np.zeros((99, 2), int)
+
+    def encode_as(mixture):
+        encoder = Encoder()
+        parts = encode_parts(
+            tmp_path / "latents", mixture, encoder, "a", SMALL.picture, still[: len(mixture)], (2, 2, 3)
+        )
+        calls.append(encoder.calls)
+        return parts
+
+    other = Episodes(make_demos(tmp_path / "other", count=9, task="stackcube"))
+    encode_as(Mixture([episodes]))
+    both = Mixture([episodes, other])
+    made = encode_as(both)
+    assert calls == [sum(-(-picture_counts(folder) // latents.ROWS)) for folder in (episodes, other)]
+    for index, latents_of in enumerate(made):
+        pictures = crop(both.pictures(index), SMALL.picture)
+        wanted = pictures.reshape(-1, 2, 16, 2, 16, 3).mean((2, 4)).astype(np.float16)
+        np.testing.assert_array_equal(latents_of, wanted)
+    encode_as(both)
+    assert calls[2] == 0
 
 
 def test_latents_of_other_cameras_are_others(tmp_path):

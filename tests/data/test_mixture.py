@@ -87,7 +87,7 @@ def test_what_differs_is_told(mixture, folders, tmp_path):
 
 
 def test_a_window_is_told_its_own_task(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("par_jax.stages.encode_all", lambda *_: np.zeros((9999, 2, 2, 4), np.float16))
+    monkeypatch.setattr("par_jax.stages.encode_parts", lambda *_: [np.zeros((99, 2, 2, 4), np.float16)] * 60)
     monkeypatch.setattr("par_jax.stages.make_encode", lambda *_: None)
     run = Run(tuple(COUNTS), SMALL, tuple(folders), tmp_path / "run")
     episodes = run.episodes()

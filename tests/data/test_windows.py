@@ -20,7 +20,7 @@ def make(rest=None, stride=1):
         [np.array([[e, t, kind] for t in range(n)], np.float32) for e, n in enumerate(LENGTHS)] for kind in (-1, -2)
     )
     texts, tasks = [np.full(4, task, np.int32) for task in (5, 6)], np.array([0, 1, 1, 0])
-    return Windows(np.concatenate(latents), actions, executed, texts, tasks, PACKAGES, CHUNK, rest, stride=stride)
+    return Windows(latents, actions, executed, texts, tasks, PACKAGES, CHUNK, rest, stride=stride)
 
 
 @pytest.mark.parametrize(("episode", "start"), [(0, 0), (0, 8), (0, 11), (0, 22), (1, 0), (1, 8), (2, 0), (3, 13)])

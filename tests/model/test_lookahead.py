@@ -39,7 +39,7 @@ def batch():
 def test_windows_hold_the_chunks_that_are_looked_ahead_to():
     actions = np.arange(22, dtype=np.float32)[:, None]
     texts, tasks = [np.zeros(1, np.int32)], np.zeros(1, int)
-    windows = Windows(np.zeros((23, 1, 1, 1)), [actions], [-actions], texts, tasks, packages=2, chunk=L, lookahead=M)
+    windows = Windows([np.zeros((23, 1, 1, 1))], [actions], [-actions], texts, tasks, packages=2, chunk=L, lookahead=M)
     cut = windows.cut(0, 8)
     assert cut["latents"].shape == (3, 1, 1, 1) and cut["frame_valid"].shape == (2,)
     assert cut["actions"].shape == (1 + M, L, 1) and cut["valid"].shape == (1 + M, L)
