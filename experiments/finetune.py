@@ -5,6 +5,7 @@ python -m experiments.finetune --task=pushcube --preset=tiny --data=data/pushcub
 Without a trained frame VAE (--vae, or workdir/vae) it trains that first.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ def train(wanted: "Run") -> None:
 
     vae = training.vae_of(wanted)
     if FLAGS.stage == "vae":
-        end(stages.train_vae(vae), vae.workdir)
+        begins = Path(FLAGS.vae) if FLAGS.vae else None
+        end(stages.train_vae(dataclasses.replace(vae, init=begins)), vae.workdir)
         return
     wanted = training.adopted(wanted)
     if not runs.is_trained(vae.workdir):

@@ -50,7 +50,7 @@ def define_flags(videos: bool = False) -> None:
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<task> by default.")
     flags.DEFINE_string("stage", "policy", "policy, or vae: the frame VAE alone, into workdir/vae.")
     flags.DEFINE_string("init", None, "A converted NOVA checkpoint, or a run, to begin with; its frame VAE is used.")
-    flags.DEFINE_string("vae", None, "Folder of a trained VAE to use; workdir/vae by default.")
+    flags.DEFINE_string("vae", None, "Folder of a trained VAE to use, or with --stage=vae to train on; workdir/vae.")
     flags.DEFINE_integer("steps", None, "Steps of the stage; the preset's by default.", lower_bound=1)
     flags.DEFINE_integer("vae_steps", None, "Steps of a VAE trained on the way to a policy.", lower_bound=1)
     flags.DEFINE_integer("batch", None, "Sequences or pictures a step; the preset's by default.", lower_bound=1)
@@ -98,8 +98,8 @@ def configuration() -> Config:
         raise UserError(
             f"preset {config.name!r} begins with converted NOVA: give --init a folder that convert/nova_to_flax.py made"
         )
-    if FLAGS.init is not None and (FLAGS.stage == "vae" or FLAGS.vae is not None):
-        raise UserError("--init brings its own frame VAE: leave out --stage=vae and --vae")
+    if FLAGS.init is not None and FLAGS.stage == "vae":
+        raise UserError("--init is of a policy, and --stage=vae begins with a frame VAE: give that as --vae")
     for name in ("remat", "optimizer"):
         if FLAGS.stage == "vae" and getattr(FLAGS, name) is not None:
             raise UserError(f"--{name} is of the policy's transformers: leave it out with --stage=vae")
@@ -240,7 +240,7 @@ def adopted(wanted: "Run") -> "Run":
 
     vae = vae_of(wanted).workdir
     if wanted.init is not None:
-        return beginning.adopt(wanted)
+        return beginning.adopt(wanted, Path(FLAGS.vae) if FLAGS.vae else None)
     if FLAGS.vae is not None and Path(FLAGS.vae).resolve() != vae.resolve():
         runs.adopt_vae(Path(FLAGS.vae), vae)
     return wanted

@@ -22,8 +22,12 @@ from par_jax.workdir import read_meta
 BASE = "base"
 
 
-def adopt(run: Run) -> Run:
+def adopt(run: Run, vae: Path | None = None) -> Run:
     """Prepares a run that begins with `run.init`: takes over its frozen frame VAE and the instruction's embeddings.
+
+    Args:
+      run: the run.
+      vae: folder of another VAE to take, as of the same one trained on; not for NOVA, which sees through its own.
 
     Returns:
       The run with the shapes of what it begins with.
@@ -33,7 +37,11 @@ def adopt(run: Run) -> Run:
     """
     source = run.init
     assert source is not None
-    return in_turn(lambda: _adopt_nova(run, source) if _is_nova(source) else _adopt_run(run, source))
+    if not _is_nova(source):
+        return in_turn(lambda: _adopt_run(run, source, vae or source / "vae"))
+    if vae is not None:
+        raise UserError("converted NOVA brings its own frame VAE: leave out --vae")
+    return in_turn(lambda: _adopt_nova(run, source))
 
 
 def begin(run: Run, par: Functional, episodes: Mixture) -> tuple[Callable[[], TrainState], Params | None]:
@@ -106,11 +114,11 @@ def _adopt_nova(run: Run, source: Path) -> Run:
     return run
 
 
-def _adopt_run(run: Run, source: Path) -> Run:
+def _adopt_run(run: Run, source: Path, vae: Path) -> Run:
     if read_meta(source)["stage"] == "vae":
         raise UserError(f"{source} holds a frame VAE, not a model to begin with: give it as --vae")
     config = load_params(source, preset=run.config.name)[0]
-    adopt_vae(source / "vae", run.workdir / "vae")
+    adopt_vae(vae, run.workdir / "vae")
     if config.text.kind == "phi" and not (run.workdir / FILE).exists():
         keep(run.workdir, run.instructions, np.stack([read(source, words) for words in run.instructions]))
     return dataclasses.replace(run, config=dataclasses.replace(run.config, vae=config.vae, text=config.text))

@@ -167,9 +167,18 @@ def adopt_vae(source: Path, target: Path) -> None:
     processes.in_turn(lambda: _adopt_vae(source, target))
 
 
-def _adopt_vae(source: Path, target: Path) -> None:
+def check_trained(source: Path) -> None:
+    """Makes sure that a folder holds a VAE whose training is complete.
+
+    Raises:
+      UserError: it does not.
+    """
     if read_meta(source).get("stage") != "vae" or not is_trained(source):
         raise UserError(f"{source} holds no trained VAE: train one there with --stage=vae, or leave --vae out")
+
+
+def _adopt_vae(source: Path, target: Path) -> None:
+    check_trained(source)
     _, meta, params = load_params(source)
     if (target / "config.json").exists():
         if digest(load_params(target)[2]) != digest(params):

@@ -29,8 +29,8 @@ from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
 from par_jax.nn.functional import Functional, Params
 from par_jax.normalise import scale_actions
-from par_jax.runs import Run, first_state, is_trained
-from par_jax.train import TrainState, cast, join, make_train_step
+from par_jax.runs import Run, check_trained, first_state, is_trained
+from par_jax.train import TrainState, cast, init_state, join, make_train_step
 from par_jax.workdir import claim, write_json
 
 # What training the VAE adds to its config.json.
@@ -48,6 +48,8 @@ MEASURED_PICTURES = 512
 def train_vae(run: Run) -> Result:
     """Trains the frame VAE into `run.workdir` and measures its latents' mean and deviation at the end.
 
+    It begins with the trained VAE in the folder `run.init`, if that is given.
+
     Raises:
       UserError: the data or the folder do not fit, the loss is not finite, or the disk is full.
     """
@@ -57,7 +59,7 @@ def train_vae(run: Run) -> Result:
     ids, held_out = split_episodes(len(episodes))
     meta = claim(run.workdir, run.meta("vae", episodes), ignore=MEASURED)
     vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
-    first = first_state(vae, train, run.seed, run.mesh)
+    first = _first_vae(run, vae)
 
     def loss(params: Params, pictures: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
         pictures = to_unit(pictures).astype(jax.tree.leaves(params)[0].dtype)
@@ -215,6 +217,15 @@ def make_windows(run: Run, episodes: Mixture, vae: Params) -> Windows:
         stride=episodes.strides(),
         taught=[record.get("taught", np.ones(len(record["action"]), bool)) for record in records],
     )
+
+
+def _first_vae(run: Run, vae: Functional) -> Callable[[], TrainState]:
+    if run.init is None:
+        return first_state(vae, run.config.vae_train, run.seed, run.mesh)
+    check_trained(run.init)
+    found, _, params = load_params(run.init)
+    _same_vae(found.vae, run.config.vae, run.init)
+    return lambda: jax.jit(lambda params: init_state(params, run.config.vae_train, run.seed))(params)
 
 
 def _same_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:

@@ -79,6 +79,26 @@ def test_a_run_goes_on_from_another(first, tmp_path):
     assert not np.array_equal(fresh["patch_embed/kernel"], before["patch_embed/kernel"])
 
 
+def test_a_vae_is_trained_on_and_a_run_goes_on_with_it(first, tmp_path):
+    old = first.workdir / "vae"
+    train = dataclasses.replace(CONFIG.vae_train, steps=2, batch=2)
+    config = dataclasses.replace(CONFIG, vae_train=train)
+    longer = dataclasses.replace(first, config=config, init=old, workdir=tmp_path / "vae")
+    stages.train_vae(longer)
+    before, after = (flatten(load_params(folder)[2]) for folder in (old, longer.workdir))
+    moved = max(float(np.abs(after[name] - leaf).max()) for name, leaf in before.items())
+    assert before.keys() == after.keys() and 0 < moved < 0.02
+
+    run = dataclasses.replace(first, init=first.workdir, workdir=tmp_path / "second")
+    beginning.adopt(run, longer.workdir)
+    for name, leaf in flatten(load_params(run.workdir / "vae")[2]).items():
+        np.testing.assert_array_equal(leaf, after[name])
+    with pytest.raises(UserError, match="holds no trained VAE"):
+        stages.train_vae(dataclasses.replace(longer, init=first.workdir, workdir=tmp_path / "other"))
+    with pytest.raises(UserError, match="converted NOVA brings its own frame VAE"):
+        beginning.adopt(dataclasses.replace(run, init=tmp_path / "nova"), longer.workdir)
+
+
 def test_checkpoints_of_adapters_are_small_and_the_base_is_untouched(first, adapted):
     config, _, params = load_params(adapted.workdir)
     before, after = flatten(load_params(first.workdir)[2]), flatten(params)

@@ -94,7 +94,8 @@ def command(monkeypatch, tmp_path, data):
         ({"cameras": "render,side"}, "'side'"),
         ({"cameras": "render,base"}, "base"),
         ({"init": "nowhere"}, "nowhere is no converted checkpoint"),
-        ({"init": "nowhere", "stage": "vae"}, "--init brings its own frame VAE"),
+        ({"init": "nowhere", "stage": "vae"}, "--stage=vae begins with a frame VAE: give that as --vae"),
+        ({"vae": "nowhere", "stage": "vae"}, "nowhere holds no checkpoint"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(command, tmp_path, changes, sentence):
