@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from par_jax.config import Config
 from par_jax.errors import UserError
 from par_jax.policy import Carry, Policy
 from par_jax.release import load_policy
@@ -94,26 +93,25 @@ class Corrected(Recorder):
         super().__init__(**arguments)
         self.instruction = get_task(arguments["task"]).instruction
         self.policy = Policy.load(Path(policy))
-        self.config: Config = self.policy.config
+        self.length = self.policy.config.model.chunk
         self.drives = np.zeros(0, bool)
         self.chunk = np.zeros((0, 0), np.float32)
 
     def begin(self, seed: int) -> None:
         """As `Recorder.begin`."""
         super().begin(seed)
-        self.drives = driven(seed, round(LAST * self.max_steps) // self.config.model.chunk)
+        self.drives = driven(seed, round(LAST * self.max_steps) // self.length)
         self.carry = self.policy.init(jax.random.key(seed), self.instruction)
 
     def instead(self, take: Take, tcp: np.ndarray) -> np.ndarray | None:
         """As `Recorder.instead`: the policy's action where it drives."""
-        length = self.config.model.chunk
-        number, place = divmod(len(take), length)
+        number, place = divmod(len(take), self.length)
         if number >= len(self.drives):
             return super().instead(take, tcp)
         if place == 0:
             # It looks at every chunk's begin, whoever drives: its past has no holes.
             if number:
-                self.carry = self.policy.overruled(self.carry, np.stack(take.executed[-length:]))
+                self.carry = self.policy.overruled(self.carry, np.stack(take.executed[-self.length :]))
             self.carry, actions, _ = self.policy.act(self.carry, take.shown)
             self.chunk = np.asarray(actions)
         return self.chunk[place][None] if self.drives[number] else super().instead(take, tcp)
