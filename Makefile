@@ -44,12 +44,7 @@ test-slow: venv
 
 # Preset small on each task: hours on a CPU. It goes on where it was stopped.
 policies: venv
-	set -e; for task in pushcube pickcube stackcube; do \
-	  $(BIN)/python -m experiments.collect --task=$$task --episodes=2000 --picture_every=4 --picture_size=192 --out=data/$$task-192; \
-	  $(BIN)/python -m experiments.finetune --task=$$task --preset=small --data=data/$$task-192 --workdir=runs/$$task-small; \
-	  $(BIN)/python -m experiments.rollout --task=$$task --checkpoint=runs/$$task-small --protocol=rdt; \
-	done
-	$(BIN)/python -m experiments.figures --runs=runs/pushcube-small,runs/pickcube-small,runs/stackcube-small --out=report
+	sh tools/policies.sh $(BIN)/python
 
 # For a machine with a GPU, with jax and torch for it in the environment.
 bench-gpu: venv

@@ -1,8 +1,11 @@
 """Demonstrations in which a policy drives and the expert corrects it: DAgger (Ross et al. 2011).
 
 The expert alone never shows what to do where the policy goes wrong, nor a past that the policy itself has made. Here
-the policy drives for stretches of whole chunks; what it does is not taught, and what the expert does from where it
-ends up is (stretches in turn, as in HG-DAgger, Kelly et al. 2019; who drives is drawn, no human watches).
+the policy drives for stretches of whole chunks (stretches in turn, as in HG-DAgger, Kelly et al. 2019; who drives is
+drawn, no human watches). What it does is executed and remembered. What is taught is the expert's chunk: the one that
+is executed where the expert drives; where the policy does, the one that the expert would have executed from the
+chunk's begin, played out in a second simulator. So all of an episode is taught, chunk by chunk: chunks that follow
+each other need not be one motion, which matters to look-ahead alone.
 """
 
 import os
@@ -15,14 +18,16 @@ import numpy as np
 from par_jax.errors import UserError
 from par_jax.policy import Carry, Policy
 from par_jax.release import load_policy
+from par_jax.sim.advice import Adviser
+from par_jax.sim.expert import Move
 from par_jax.sim.filming import Take
-from par_jax.sim.recorder import Recorder
+from par_jax.sim.recorder import Instead, Recorder
 from par_jax.tasks import get_task
 from par_jax.trees import checksum
 
 BEGINS = 0.75
 """How often the policy drives an episode's first chunk."""
-TAKES_OVER, GIVES_BACK = 0.35, 0.65
+TAKES_OVER, GIVES_BACK = 0.25, 0.75
 """How often the expert takes over after a chunk of the policy's, and gives back after one of its own."""
 LAST = 0.6
 """The share of an episode's longest time after which the expert drives to its end."""
@@ -66,8 +71,8 @@ def check(
     if tuple(picture.size) != size:
         shape = "x".join(map(str, picture.size))
         wrong.append(f"sees pictures of {shape} (--picture_size={shape})")
-    if chunk % every:
-        wrong.append(f"looks every {chunk} steps (--picture_every must divide that)")
+    if chunk != every:
+        wrong.append(f"looks, and is taught, every {chunk} steps (--picture_every={chunk})")
     if wrong:
         raise UserError(f"the policy in {folder} {' and '.join(wrong)}: change the flags, or name another in --policy")
     return sum(checksum(np.asarray(leaf)) for leaf in jax.tree.leaves(params)) % 2**63
@@ -79,7 +84,7 @@ class Corrected(Recorder):
     carry: Carry
 
     def __init__(self, policy: str, **arguments: Any):
-        """Makes the simulator and loads the policy.
+        """Makes the simulators and loads the policy.
 
         Args:
           policy: folder of the policy; `check` has accepted it.
@@ -91,27 +96,33 @@ class Corrected(Recorder):
         # Several workers share a GPU.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         super().__init__(**arguments)
-        self.instruction = get_task(arguments["task"]).instruction
+        self.adviser = Adviser(self.simulator.task, self.simulator.control_mode, self.simulator.cameras)
+        self.instruction = get_task(self.simulator.task).instruction
         self.policy = Policy.load(Path(policy))
         self.length = self.policy.config.model.chunk
-        self.drives = np.zeros(0, bool)
-        self.chunk = np.zeros((0, 0), np.float32)
+        self.drives, self.driving = np.zeros(0, bool), False
+        self.chunk = self.plan = np.zeros((0, 0), np.float32)
 
     def begin(self, seed: int) -> None:
         """As `Recorder.begin`."""
         super().begin(seed)
+        self.adviser.reset(seed)
         self.drives = driven(seed, round(LAST * self.max_steps) // self.length)
         self.carry = self.policy.init(jax.random.key(seed), self.instruction)
 
-    def instead(self, take: Take, tcp: np.ndarray) -> np.ndarray | None:
-        """As `Recorder.instead`: the policy's action where it drives."""
+    def instead(self, take: Take, move: Move, over: bool) -> Instead | None:
+        """As `Recorder.instead`: where the policy drives, its action, and what the expert would have done."""
         number, place = divmod(len(take), self.length)
-        if number >= len(self.drives):
-            return super().instead(take, tcp)
         if place == 0:
-            # It looks at every chunk's begin, whoever drives: its past has no holes.
-            if number:
-                self.carry = self.policy.overruled(self.carry, np.stack(take.executed[-self.length :]))
-            self.carry, actions, _ = self.policy.act(self.carry, take.shown)
-            self.chunk = np.asarray(actions)
-        return self.chunk[place][None] if self.drives[number] else super().instead(take, tcp)
+            self.driving = not over and number < len(self.drives) and bool(self.drives[number])
+            if not over and number < len(self.drives):
+                # It looks at every chunk's begin, whoever drives: its past has no holes.
+                if number:
+                    self.carry = self.policy.overruled(self.carry, np.stack(take.executed[-self.length :]))
+                self.carry, actions, _ = self.policy.act(self.carry, take.shown)
+                self.chunk = np.asarray(actions)
+            if self.driving:
+                self.plan = self.adviser.plan(self.simulator, self.driver, move, self.length)
+        if not self.driving:
+            return super().instead(take, move, over)
+        return Instead(self.hand(move)[0] if over else self.chunk[place], self.plan[place])

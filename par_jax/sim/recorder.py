@@ -82,6 +82,19 @@ class Lapses:
         return Move(limited(place - tcp), 0.0, gripper)
 
 
+@dataclasses.dataclass(frozen=True)
+class Instead:
+    """What is executed in a control step in place of the expert's action.
+
+    Attributes:
+      done: f32 [A].
+      answer: f32 [A], what is taught; None: nothing is.
+    """
+
+    done: np.ndarray
+    answer: np.ndarray | None = None
+
+
 class Recorder(Filming):
     """Makes demonstrations in one simulator; lives in a worker process."""
 
@@ -114,18 +127,24 @@ class Recorder(Filming):
         self.noise, self.share = noise, lapses
 
     def begin(self, seed: int) -> None:
-        """An episode begins: what will happen in it is drawn."""
+        """An episode begins, its simulator reset: what will happen in it is drawn."""
         self.lapses = Lapses(seed, self.share)
+        self.driver = self.expert(self.simulator.env)
 
-    def instead(self, take: Take, tcp: np.ndarray) -> np.ndarray | None:
-        """What is executed next in place of the expert's action, and not taught: f32 [1, A], or None.
+    def instead(self, take: Take, move: Move, over: bool) -> Instead | None:
+        """What is executed next in place of the expert's move, if anything.
 
         Args:
           take: the episode so far.
-          tcp: f64 [3], the tool centre point, metres.
+          move: the expert's.
+          over: whether the task is done, and what follows is the tail.
         """
-        lapse = self.lapses(len(take), tcp)
-        return None if lapse is None else self.hand(lapse)
+        lapse = None if over else self.lapses(len(take), self.tcp())
+        return None if lapse is None else Instead(self.hand(lapse)[0])
+
+    def tcp(self) -> np.ndarray:
+        """The tool centre point, f64 [3], metres."""
+        return self.simulator.env.agent.tcp.pose.p[0].cpu().numpy().astype(np.float64)
 
     def episode(self, seed: int, pictures: bool = True) -> dict[str, np.ndarray] | None:
         """One demonstration.
@@ -140,23 +159,21 @@ class Recorder(Filming):
         simulator = self.simulator
         simulator.reset([seed])
         self.begin(seed)
-        expert = self.expert(simulator.env)
         noise = Noise(seed) if self.noise else None
         take = Take(simulator, pictures, self.picture_every)
         tail = -1
         while len(take) < self.max_steps and tail != 0:
-            move = expert()
+            move = self.driver()
             action = self.hand(move)
-            done, other = action, None
-            if tail < 0:
-                tcp = simulator.env.agent.tcp.pose.p[0].cpu().numpy().astype(np.float64)
-                other = self.instead(take, tcp)
-                if other is not None:
-                    done = other
-                elif noise is not None:
-                    done = self.hand(noise(move, float(tcp[2])))
+            done, taught = action, True
+            other = self.instead(take, move, tail >= 0)
+            if other is not None:
+                done, taught = other.done[None], other.answer is not None
+                action = action if other.answer is None else other.answer[None]
+            elif noise is not None and tail < 0:
+                done = self.hand(noise(move, float(self.tcp()[2])))
             _, success = simulator.step(done)
-            take.add(action[0], done[0], taught=other is None)
+            take.add(action[0], done[0], taught)
             if tail > 0:
                 tail -= 1
             elif bool(success[0]):
