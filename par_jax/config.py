@@ -333,8 +333,8 @@ TINY = Config(
     vae_train=TrainConfig(steps=800, batch=8, learning_rate=2e-3, weight_decay=0.0, ema=0.98, warmup=50),
 )
 
-# `tiny`'s model with what makes it learn grasping (docs/recipe.md): a second camera, whose pictures lie still; Muon, and
-# denoising times moved towards noise; one scale for all joints; a past that is mostly hidden, so that it looks.
+# `tiny`'s model with what makes it learn grasping (docs/recipe.md): a second camera, whose pictures lie still; Muon,
+# and denoising times moved towards noise; one scale for all joints; a past that is mostly hidden, so that it looks.
 SMALL = dataclasses.replace(
     TINY,
     name="small",

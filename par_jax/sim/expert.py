@@ -14,8 +14,6 @@ import numpy as np
 OPEN, CLOSED = 1.0, -1.0
 SPEED = 0.03
 """Longest move a control step asks for, metres: 0.3 of the end-effector controller's range."""
-TURN = 0.05
-"""Largest turn a control step asks for, radians."""
 
 LEAD = 2.0
 """The arm covers about 45% of a small move in the step that asks for it: fine moves ask for twice the way."""
@@ -44,12 +42,6 @@ def limited(delta: np.ndarray, length: float = SPEED) -> np.ndarray:
 
 def _array(tensor: Any) -> np.ndarray:
     return tensor[0].cpu().numpy().astype(np.float64)
-
-
-def yaw_of(quaternion: np.ndarray) -> float:
-    """Direction of a body's x axis in the horizontal plane; quaternion is w, x, y, z."""
-    w, x, y, z = quaternion
-    return float(np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z)))
 
 
 class Push:
@@ -105,15 +97,17 @@ class Pick:
         grasped = bool(self.env.agent.is_grasping(self.cube)[0])
         return _array(self.env.agent.tcp.pose.p), _array(self.cube.pose.p), grasped
 
-    def grasp(self, tcp: np.ndarray, cube: np.ndarray, grasped: bool, yaw: float = 0.0) -> Move | None:
+    def grasp(self, tcp: np.ndarray, cube: np.ndarray, grasped: bool) -> Move | None:
         """The next move towards a firm grasp; None once it has been held for three steps.
+
+        The hand does not turn: the closing fingers turn the cube, whose own angle pictures of 100 pixels hardly show,
+        so that no policy could learn to follow it.
 
         Args:
           tcp, cube, grasped: from `state`.
-          yaw: turn still wanted before closing.
         """
         gap = float(np.linalg.norm(cube[:2] - tcp[:2]))
-        near = gap < 0.012 and abs(cube[2] - tcp[2]) < 0.012 and abs(yaw) < 0.1
+        near = gap < 0.012 and abs(cube[2] - tcp[2]) < 0.012
         if grasped or (near and self.closed_for >= 0):
             self.closed_for += 1
         else:
@@ -125,10 +119,10 @@ class Pick:
             return None
         if self.closed_for > 0:
             return Move(limited(cube - tcp, 0.005), 0.0, CLOSED)
-        # A funnel: the further from above the cube (or from its direction), the higher.
-        height = cube[2] + np.clip(max((gap - 0.008) * 2.5, (abs(yaw) - 0.08) * 0.5), 0.0, 0.08)
+        # A funnel: the further from above the cube, the higher.
+        height = cube[2] + np.clip((gap - 0.008) * 2.5, 0.0, 0.08)
         delta = np.array([*(cube[:2] - tcp[:2]), height - tcp[2]])
-        return Move(limited(LEAD * delta), float(np.clip(LEAD * yaw, -TURN, TURN)), OPEN)
+        return Move(limited(LEAD * delta), 0.0, OPEN)
 
 
 class PickToGoal(Pick):
@@ -148,18 +142,12 @@ class PickToGoal(Pick):
 
 
 class Stack(Pick):
-    """StackCube: grasp the red cube along its sides, carry it over the green one, lower, let go, rise."""
+    """StackCube: grasp the red cube, carry it over the green one, lower, let go, rise."""
 
     def __init__(self, env: Any):
         """Args: env: ManiSkill's StackCube with one scene."""
         super().__init__(env, env.cubeA)
         self.released_for = 0
-
-    def _turn(self) -> float:
-        """Smallest turn that brings the fingers parallel to the cube's sides."""
-        cube = yaw_of(_array(self.cube.pose.q))
-        hand = yaw_of(_array(self.env.agent.tcp.pose.q))
-        return float((cube - hand + np.pi / 4) % (np.pi / 2) - np.pi / 4)
 
     def __call__(self) -> Move:
         """The next move."""
@@ -173,7 +161,7 @@ class Stack(Pick):
             rise = SPEED if self.released_for > 3 and tcp[2] < 0.16 else 0.0
             return Move(np.array([0.0, 0.0, rise]), 0.0, OPEN)
         self.released_for = 0
-        move = self.grasp(tcp, cube, grasped, self._turn())
+        move = self.grasp(tcp, cube, grasped)
         if move is not None:
             return move
         if gap < 0.006 and abs(offset[2]) < 0.004:

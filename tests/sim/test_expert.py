@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from par_jax.sim.expert import EXPERTS, Move, limited, yaw_of
+from par_jax.sim.expert import EXPERTS, Move, limited
 from par_jax.sim.hand import make_hand
 from par_jax.sim.recorder import TAIL, Lapses, Noise, Recorder
 from par_jax.tasks import TASKS
@@ -97,10 +97,6 @@ def test_noise_does_not_press_on_the_table():
 def test_limited_keeps_the_direction():
     np.testing.assert_allclose(limited(np.array([3.0, 4.0, 0.0]), 0.5), [0.3, 0.4, 0.0])
     np.testing.assert_array_equal(limited(np.array([0.001, 0.0, 0.0])), [0.001, 0.0, 0.0])
-
-
-def test_yaw_of_a_quaternion():
-    assert yaw_of(np.array([np.cos(0.3), 0.0, 0.0, np.sin(0.3)])) == pytest.approx(0.6)
 
 
 def test_push_recovers_from_a_slip(simulators):
