@@ -126,3 +126,8 @@ class Corrected(Recorder):
         if not self.driving:
             return super().instead(take, move, over)
         return Instead(self.hand(move)[0] if over else self.chunk[place], self.plan[place])
+
+    def close(self) -> None:
+        """Frees both scenes."""
+        self.adviser.close()
+        super().close()

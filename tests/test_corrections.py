@@ -73,6 +73,7 @@ def test_what_the_policy_does_is_executed_and_the_experts_answers_are_taught():
     success = [bool(simulator.step(step[None])[1][0]) for step in episode["executed"]]
     np.testing.assert_array_equal(simulator.qpos()[0].numpy(), episode["qpos"][-1])
     assert any(success)
+    recorder.close()
 
 
 def test_what_the_adviser_plans_is_what_the_expert_then_does():
@@ -97,3 +98,5 @@ def test_what_the_adviser_plans_is_what_the_expert_then_does():
         np.testing.assert_allclose(plan, np.stack(done), atol=1e-3)
         held.append(bool(simulator.env.agent.is_grasping(simulator.env.cube)[0]))
     assert held[-1] and not held[0]
+    adviser.close()
+    recorder.close()
