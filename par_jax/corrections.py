@@ -114,8 +114,9 @@ class Corrected(Recorder):
         """As `Recorder.instead`: where the policy drives, its action, and what the expert would have done."""
         number, place = divmod(len(take), self.length)
         if place == 0:
-            self.driving = not over and number < len(self.drives) and bool(self.drives[number])
-            if not over and number < len(self.drives):
+            looks = not over and number < len(self.drives)
+            self.driving = looks and bool(self.drives[number])
+            if looks:
                 # It looks at every chunk's begin, whoever drives: its past has no holes.
                 if number:
                     self.carry = self.policy.overruled(self.carry, np.stack(take.executed[-self.length :]))

@@ -100,8 +100,8 @@ class Pick:
     def grasp(self, tcp: np.ndarray, cube: np.ndarray, grasped: bool) -> Move | None:
         """The next move towards a firm grasp; None once it has been held for three steps.
 
-        The hand does not turn: the closing fingers turn the cube, whose own angle pictures of 100 pixels hardly show,
-        so that no policy could learn to follow it.
+        The hand does not turn: the grasp holds whatever the cube's angle, which pictures of 100 pixels hardly show, so
+        that a policy could not learn to follow it.
 
         Args:
           tcp, cube, grasped: from `state`.
