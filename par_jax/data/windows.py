@@ -4,12 +4,15 @@ Axes as in `par_jax.types`; T actions of an episode, s the control step of a win
 """
 
 import dataclasses
+import functools
 
 import grain
 import numpy as np
 
 from par_jax.data.pictures import picture_place
 from par_jax.types import Batch
+
+ENDLESS = 2**40  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,16 @@ class Windows:
     stride: np.ndarray | int = 1
     taught: list[np.ndarray] | None = None
     _stride: np.ndarray = dataclasses.field(init=False, repr=False)
+    _length: np.ndarray = dataclasses.field(init=False, repr=False)
+    _joined: dict[str, np.ndarray] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        stride = np.broadcast_to(self.stride, len(self.actions))
-        object.__setattr__(self, "_stride", stride)
+        taught = self.taught or [np.ones(len(actions), bool) for actions in self.actions]
+        joined = {"actions": self.actions, "executed": self.executed, "taught": taught}
+        object.__setattr__(self, "_stride", np.broadcast_to(self.stride, len(self.actions)))
+        object.__setattr__(self, "_length", np.array([len(actions) for actions in self.actions]))
+        # Of all episodes one after the other, so that a batch is one look-up.
+        object.__setattr__(self, "_joined", {name: np.concatenate(each) for name, each in joined.items()})
 
     def draw_start(self, episode: int, rng: np.random.Generator, start_share: float) -> int:
         """A control step to start from: 0 with probability `start_share`, else any with a whole past chunk.
@@ -59,36 +68,43 @@ class Windows:
             return 0
         return stride * int(rng.integers(self.chunk // stride, last // stride + 1))
 
-    def cut(self, episode: int, start: int) -> dict[str, np.ndarray]:
-        """The window of an episode at control step `start`: the fields of `Batch`, without the axis B.
+    def cut(self, episodes: np.ndarray, starts: np.ndarray) -> Batch:
+        """The windows of `episodes`, int [B], at the control steps `starts`, int [B].
 
-        After the episode's end the robot holds: the last frame and the last action repeat (or `rest`), and
+        After an episode's end the robot holds: the last frame and the last action repeat (or `rest`), and
         are targets for one chunk's time; what follows is not.
         """
-        length = len(self.actions[episode])
         n, chunk = self.packages, self.chunk
-        frames = np.minimum(start + chunk * np.arange(n + 1), length)
-        steps = start + chunk * (np.arange(n + self.lookahead)[:, None] - 1) + np.arange(chunk)
-        valid = steps[1:] < length + chunk
-        if self.taught is not None:
-            # A chunk is a plan: it ends where something else was done.
-            kept = self.taught[episode][np.clip(steps[1:], 0, length - 1)]
-            valid &= np.logical_and.accumulate(kept, axis=-1)
-        return {
-            "latents": np.asarray(self.latents[episode][picture_place(frames, self._stride[episode])], np.float32),
-            "executed": self._held(self.executed[episode], steps[:n]),
-            "actions": self._held(self.actions[episode], steps[1:]),
-            "has_past": np.asarray(start >= chunk),
-            "valid": valid,
-            "frame_valid": valid[:n, 0],
-            "text": self.texts[self.tasks[episode]],
-        }
+        length, starts = self._length[episodes], np.asarray(starts)
+        frames = np.minimum(starts[:, None] + chunk * np.arange(n + 1), length[:, None])
+        places = picture_place(frames, self._stride[episodes][:, None])
+        latents = [self.latents[episode][place] for episode, place in zip(episodes, places, strict=True)]
+        steps = starts[:, None, None] + chunk * (np.arange(n + self.lookahead)[:, None] - 1) + np.arange(chunk)
+        valid = steps[:, 1:] < length[:, None, None] + chunk
+        # A chunk is a plan: it ends where something else was done.
+        valid &= np.logical_and.accumulate(self._at("taught", episodes, steps[:, 1:]), axis=-1)
+        return Batch(
+            latents=np.stack(latents).astype(np.float32),
+            executed=self._held("executed", episodes, steps[:, :n]),
+            actions=self._held("actions", episodes, steps[:, 1:]),
+            has_past=starts >= chunk,
+            valid=valid,
+            frame_valid=valid[:, :n, 0],
+            text=np.stack([self.texts[task] for task in self.tasks[episodes]]),
+        )
 
-    def _held(self, actions: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """[T, A] at `steps` [...], and what holds the robot beyond their end: float32 [..., A]."""
-        taken = actions[np.clip(steps, 0, len(actions) - 1)]
+    def _at(self, name: str, episodes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """What each of `episodes` [B] has at its `steps` [B, ...]; its first or last beyond its ends: [B, ..., (A)]."""
+        first = (np.cumsum(self._length) - self._length)[episodes].reshape(-1, *[1] * (steps.ndim - 1))
+        last = self._length[episodes].reshape(first.shape) - 1
+        return self._joined[name][first + np.clip(steps, 0, last)]
+
+    def _held(self, name: str, episodes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Actions at `steps` [B, ...], and what holds the robot beyond an episode's end: float32 [B, ..., A]."""
+        taken = self._at(name, episodes, steps)
         if self.rest is not None:
-            taken = np.where((steps >= len(actions))[..., None], self.rest, taken)
+            length = self._length[episodes].reshape(-1, *[1] * (steps.ndim - 1))
+            taken = np.where((steps >= length)[..., None], self.rest, taken)
         return taken.astype(np.float32)
 
 
@@ -100,18 +116,23 @@ def window_batches(
     Deterministic in (seed, step); the iterator's `get_state` is its position. Only `rows` of each batch are cut: every
     process draws the whole batch, and makes its own part of it.
     """
+    ids = np.asarray(ids)
 
-    def draw(episode: int, rng: np.random.Generator) -> np.ndarray:
-        return np.array([episode, windows.draw_start(int(episode), rng, start_share)])
+    @functools.lru_cache(maxsize=4)
+    def order(around: int) -> np.ndarray:
+        return np.random.default_rng([seed, 0, around]).permutation(ids)
 
+    def make(step: int) -> Batch:
+        rng = np.random.default_rng([seed, 1, step])
+        around, place = np.divmod(step * batch + np.arange(batch), len(ids))
+        episodes = np.array([order(int(a))[p] for a, p in zip(around, place, strict=True)])
+        starts = np.array([windows.draw_start(int(episode), rng, start_share) for episode in episodes])
+        return windows.cut(episodes[rows], starts[rows])
+
+    # Grain's own shuffle, row by row, takes longer than a GPU's step.
     return iter(
-        grain.MapDataset.source(np.asarray(ids))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(draw)
-        .batch(batch)
-        .map(lambda places: _stack([windows.cut(int(episode), int(start)) for episode, start in places[rows]]))
+        grain.MapDataset.range(ENDLESS)
+        .map(make)
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
 
@@ -121,14 +142,7 @@ def validation_batches(windows: Windows, ids: np.ndarray, batch: int, count: int
     rng = np.random.default_rng(0)
     made = []
     for number in range(count):
-        cuts = []
-        for row in range(batch):
-            episode = int(ids[(number * batch + row) // 2 % len(ids)])
-            start = 0 if row % 2 == 0 else windows.draw_start(episode, rng, 0.0)
-            cuts.append(windows.cut(episode, start))
-        made.append(_stack(cuts))
+        episodes = [int(ids[(number * batch + row) // 2 % len(ids)]) for row in range(batch)]
+        starts = [windows.draw_start(episode, rng, 0.0) if row % 2 else 0 for row, episode in enumerate(episodes)]
+        made.append(windows.cut(np.array(episodes), np.array(starts)))
     return made
-
-
-def _stack(cuts: list[dict[str, np.ndarray]]) -> Batch:
-    return Batch(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]})

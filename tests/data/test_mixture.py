@@ -98,4 +98,4 @@ def test_a_window_is_told_its_own_task(folders, tmp_path, monkeypatch):
     names = [list(COUNTS)[episodes.parts[row // 2]] for row in range(60)]
     assert batch.text.tolist() == [texts[name] for name in names]
     same = dataclasses.replace(windows, tasks=np.zeros(60, int))
-    assert same.cut(0, 0)["text"].tolist() == texts["pushcube"]
+    assert same.cut(np.array([0]), np.array([0])).text[0].tolist() == texts["pushcube"]

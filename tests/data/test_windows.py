@@ -23,9 +23,14 @@ def make(rest=None, stride=1):
     return Windows(latents, actions, executed, texts, tasks, PACKAGES, CHUNK, rest, stride=stride)
 
 
+def cut_one(windows, episode, start):
+    batch = windows.cut(np.array([episode]), np.array([start]))
+    return {name: array[0] for name, array in vars(batch).items()}
+
+
 @pytest.mark.parametrize(("episode", "start"), [(0, 0), (0, 8), (0, 11), (0, 22), (1, 0), (1, 8), (2, 0), (3, 13)])
 def test_frames_and_actions_are_those_of_the_window(episode, start):
-    window, length = make().cut(episode, start), LENGTHS[episode]
+    window, length = cut_one(make(), episode, start), LENGTHS[episode]
     for n in range(PACKAGES + 1):
         assert window["latents"][n, 0, 0].tolist() == [episode, min(start + CHUNK * n, length)]
         for k in range(CHUNK):
@@ -49,12 +54,12 @@ def test_windows_of_fewer_pictures_are_the_same(stride):
         every = {start for start in (whole.draw_start(episode, rng, 0.2) for _ in range(400)) if start % each == 0}
         assert starts == every
         for start in starts:
-            for name, array in whole.cut(episode, start).items():
-                np.testing.assert_array_equal(few.cut(episode, start)[name], array)
+            for name, array in cut_one(whole, episode, start).items():
+                np.testing.assert_array_equal(cut_one(few, episode, start)[name], array)
 
 
 def test_rest_holds_where_the_last_action_would_move_on():
-    window = make(rest=np.array([0, 0, 9], np.float32)).cut(1, 8)
+    window = cut_one(make(rest=np.array([0, 0, 9], np.float32)), 1, 8)
     assert window["actions"][0, 4].tolist() == [1, 12, -1] and window["executed"][1, 4].tolist() == [1, 12, -2]
     assert window["actions"][0, 5].tolist() == window["executed"][1, 5].tolist() == [0, 0, 9]
 
@@ -64,10 +69,11 @@ def test_a_chunk_is_taught_up_to_where_something_else_was_done():
     taught = [np.ones(n, bool) for n in LENGTHS]
     taught[0][10:13] = False  # steps 10, 11 and 12 of the first episode
     lapsing = dataclasses.replace(windows, taught=taught)
-    plain, cut = windows.cut(0, 8), lapsing.cut(0, 8)
+    plain, cut = cut_one(windows, 0, 8), cut_one(lapsing, 0, 8)
     assert cut["valid"][0].tolist() == [True, True] + [False] * 6
     assert cut["valid"][1:].tolist() == plain["valid"][1:].tolist()
-    assert not lapsing.cut(0, 12)["valid"][0].any() and not lapsing.cut(0, 12)["frame_valid"][0]
+    late = cut_one(lapsing, 0, 12)
+    assert not late["valid"][0].any() and not late["frame_valid"][0]
     for name in ("latents", "executed", "actions", "has_past"):
         np.testing.assert_array_equal(cut[name], plain[name])
 
@@ -80,6 +86,14 @@ def test_starts_have_a_whole_past_or_none():
     assert set(starts) == {0, *range(CHUNK, LENGTHS[0] - CHUNK + 1)}
     assert {windows.draw_start(2, rng, 0.0) for _ in range(20)} == {0}
     assert {windows.draw_start(1, rng, 0.0) for _ in range(20)} == {8}
+
+
+def test_a_batch_is_its_windows_one_by_one():
+    episodes, starts = np.array([3, 0, 1, 0]), np.array([13, 8, 0, 22])
+    batch = make().cut(episodes, starts)
+    for row, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
+        for name, array in cut_one(make(), episode, start).items():
+            np.testing.assert_array_equal(vars(batch)[name][row], array)
 
 
 def test_batches_have_the_contract_s_shapes_and_dtypes():
@@ -122,8 +136,9 @@ def test_processes_make_their_own_rows_of_the_same_batches():
 
 
 def test_every_episode_comes_once_a_round_in_a_new_order():
-    batches = window_batches(make(), np.arange(4), 4, seed=0, start_share=0.25)
-    rounds = [next(batches).latents[:, 0, 0, 0, 0].astype(int).tolist() for _ in range(6)]
+    batches = window_batches(make(), np.arange(4), 6, seed=0, start_share=0.25)  # a round ends within a batch
+    drawn = [int(e) for _ in range(4) for e in next(batches).latents[:, 0, 0, 0, 0]]
+    rounds = [drawn[first : first + 4] for first in range(0, 24, 4)]
     assert all(sorted(round_) == [0, 1, 2, 3] for round_ in rounds)
     assert len({tuple(round_) for round_ in rounds}) > 1
 

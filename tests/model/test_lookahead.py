@@ -40,12 +40,12 @@ def test_windows_hold_the_chunks_that_are_looked_ahead_to():
     actions = np.arange(22, dtype=np.float32)[:, None]
     texts, tasks = [np.zeros(1, np.int32)], np.zeros(1, int)
     windows = Windows([np.zeros((23, 1, 1, 1))], [actions], [-actions], texts, tasks, packages=2, chunk=L, lookahead=M)
-    cut = windows.cut(0, 8)
+    cut, late = ({name: a[0] for name, a in vars(windows.cut(np.array([0]), np.array([at]))).items()} for at in (8, 16))
     assert cut["latents"].shape == (3, 1, 1, 1) and cut["frame_valid"].shape == (2,)
     assert cut["actions"].shape == (1 + M, L, 1) and cut["valid"].shape == (1 + M, L)
     np.testing.assert_array_equal(cut["actions"][..., 0].ravel(), np.minimum(np.arange(8, 24), 21))
     np.testing.assert_array_equal(cut["executed"][..., 0].ravel(), -np.arange(4.0, 12.0))
-    late = windows.cut(0, 16)  # an episode of 22 actions is held for one chunk's time
+    # An episode of 22 actions is held for one chunk's time.
     np.testing.assert_array_equal(late["valid"].sum(1), [4, 4, 2, 0])
 
 
