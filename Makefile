@@ -42,7 +42,7 @@ test: venv lint
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow
 
-# Preset small on each task: hours on a CPU. It goes on where it was stopped.
+# Preset small on each task; its training wants a GPU. It goes on where it was stopped.
 policies: venv
 	sh tools/policies.sh $(BIN)/python
 

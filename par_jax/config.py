@@ -342,10 +342,10 @@ SMALL = dataclasses.replace(
     model=ModelConfig(context=4, one_scale=True),
     diffusion=DiffusionConfig(action_shift=4.0),
     train=TrainConfig(
-        steps=4000,
-        batch=9,
+        steps=5000,
+        batch=64,
         optimizer="muon",
-        learning_rate=1.5e-3,
+        learning_rate=2e-3,
         action_dropout=0.7,
         action_noise=0.1,
         frame_share=0.1,

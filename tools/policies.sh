@@ -1,6 +1,7 @@
 #!/bin/sh
 # A policy of preset small for each task, as docs/recipe.md found it to work: demonstrations, training, then rounds of
-# corrections of its own rollouts, each with more training. Hours on a CPU; goes on where it was stopped.
+# corrections of its own rollouts, each with more training. Hours of simulation on two cores; training takes minutes on
+# a GPU and a day on a CPU. Goes on where it was stopped.
 # Usage: policies.sh PYTHON
 set -e
 python=$1
@@ -15,7 +16,7 @@ for each in pushcube:400:0 pickcube:1700:2 stackcube:1700:2; do
     $python -m experiments.collect --task=$task --cameras=render,base --picture_every=8 --policy=$run --nonoise \
       --seed=${round}000000 --episodes=700 --out=$corrected
     data=$data,$corrected tasks=$tasks,$task
-    $python -m experiments.finetune --task=$tasks --preset=small --data=$data --init=$run --steps=2000 --workdir=$next
+    $python -m experiments.finetune --task=$tasks --preset=small --data=$data --init=$run --workdir=$next
     run=$next
   done
   for protocol in rdt maniskill; do
