@@ -94,17 +94,17 @@ class Windows:
         )
 
     def _at(self, name: str, episodes: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """What each of `episodes` [B] has at its `steps` [B, ...]; its first or last beyond its ends: [B, ..., (A)]."""
-        first = (np.cumsum(self._length) - self._length)[episodes].reshape(-1, *[1] * (steps.ndim - 1))
-        last = self._length[episodes].reshape(first.shape) - 1
-        return self._joined[name][first + np.clip(steps, 0, last)]
+        """What each of `episodes` [B] has at `steps` [B, N, L]; its first or last beyond its ends: [B, N, L, (A)]."""
+        length = self._length[episodes][:, None, None]
+        first = np.cumsum(self._length)[episodes][:, None, None] - length
+        return self._joined[name][first + np.clip(steps, 0, length - 1)]
 
     def _held(self, name: str, episodes: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """Actions at `steps` [B, ...], and what holds the robot beyond an episode's end: float32 [B, ..., A]."""
+        """Actions at `steps` [B, N, L], and what holds the robot beyond an episode's end: float32 [B, N, L, A]."""
         taken = self._at(name, episodes, steps)
         if self.rest is not None:
-            length = self._length[episodes].reshape(-1, *[1] * (steps.ndim - 1))
-            taken = np.where((steps >= length)[..., None], self.rest, taken)
+            ended = steps >= self._length[episodes][:, None, None]
+            taken = np.where(ended[..., None], self.rest, taken)
         return taken.astype(np.float32)
 
 
