@@ -5,7 +5,7 @@
 # Usage: policies.sh PYTHON
 set -e
 python=$1
-for each in pushcube:400:0 pickcube:1700:2 stackcube:1700:2; do
+for each in pushcube:400:1 pickcube:1700:2 stackcube:1700:2; do
   task=${each%%:*} rounds=${each##*:}
   episodes=${each#*:} episodes=${episodes%:*}
   data=data/$task-two tasks=$task run=runs/$task-small
