@@ -27,19 +27,25 @@ from par_jax.trees import checksum
 
 BEGINS = 0.75
 """How often the policy drives an episode's first chunk."""
-TAKES_OVER, GIVES_BACK = 0.25, 0.75
-"""How often the expert takes over after a chunk of the policy's, and gives back after one of its own."""
+GIVES_BACK = 0.75
+"""How often the expert gives back after a chunk of its own."""
 LAST = 0.6
 """The share of an episode's longest time after which the expert drives to its end."""
 
 
-def driven(seed: int, chunks: int) -> np.ndarray:
-    """Which chunks of an episode the policy drives, bool [chunks]; depends on the seed alone."""
+def driven(seed: int, chunks: int, takeover: float) -> np.ndarray:
+    """Which chunks of an episode the policy drives, bool [chunks].
+
+    Args:
+      seed: all that is drawn depends on it.
+      chunks: how many.
+      takeover: how often the expert takes over after a chunk of the policy's.
+    """
     rng = np.random.default_rng([seed, 20261128])
     drives, now = [], bool(rng.random() < BEGINS)
     for draw in rng.random(chunks):
         drives.append(now)
-        now = bool(draw >= TAKES_OVER) if now else bool(draw < GIVES_BACK)
+        now = bool(draw >= takeover) if now else bool(draw < GIVES_BACK)
     return np.array(drives, bool)
 
 
@@ -83,11 +89,12 @@ class Corrected(Recorder):
 
     carry: Carry
 
-    def __init__(self, policy: str, **arguments: Any):
+    def __init__(self, policy: str, takeover: float, **arguments: Any):
         """Makes the simulators and loads the policy.
 
         Args:
           policy: folder of the policy; `check` has accepted it.
+          takeover: as `driven`.
           **arguments: as `Recorder`.
 
         Raises:
@@ -100,14 +107,14 @@ class Corrected(Recorder):
         self.instruction = get_task(self.simulator.task).instruction
         self.policy = Policy.load(Path(policy))
         self.length = self.policy.config.model.chunk
-        self.drives, self.driving = np.zeros(0, bool), False
+        self.takeover, self.drives, self.driving = takeover, np.zeros(0, bool), False
         self.chunk = self.plan = np.zeros((0, 0), np.float32)
 
     def begin(self, seed: int) -> None:
         """As `Recorder.begin`."""
         super().begin(seed)
         self.adviser.reset(seed)
-        self.drives = driven(seed, round(LAST * self.max_steps) // self.length)
+        self.drives = driven(seed, round(LAST * self.max_steps) // self.length, self.takeover)
         self.carry = self.policy.init(jax.random.key(seed), self.instruction)
 
     def instead(self, take: Take, move: Move, over: bool) -> Instead | None:

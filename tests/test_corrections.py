@@ -18,13 +18,15 @@ FITTING = {
 
 
 def test_who_drives_depends_on_the_seed_and_comes_to_its_share():
-    np.testing.assert_array_equal(corrections.driven(3, 12), corrections.driven(3, 12))
-    drawn = np.array([corrections.driven(seed, 12) for seed in range(2000)])
+    np.testing.assert_array_equal(corrections.driven(3, 12, 0.25), corrections.driven(3, 12, 0.25))
+    drawn = np.array([corrections.driven(seed, 12, 0.25) for seed in range(2000)])
     assert drawn[:, 0].mean() == pytest.approx(corrections.BEGINS, abs=0.03)
     # Where the two chances balance.
-    late = corrections.GIVES_BACK / (corrections.GIVES_BACK + corrections.TAKES_OVER)
+    late = corrections.GIVES_BACK / (corrections.GIVES_BACK + 0.25)
     assert drawn[:, -1].mean() == pytest.approx(late, abs=0.03)
-    assert drawn[:, 1][drawn[:, 0]].mean() == pytest.approx(1 - corrections.TAKES_OVER, abs=0.03)
+    assert drawn[:, 1][drawn[:, 0]].mean() == pytest.approx(0.75, abs=0.03)
+    alone = np.array([corrections.driven(seed, 12, 0.0) for seed in range(200)])
+    assert (alone[:, 1:] >= alone[:, :-1]).all() and alone[:, -1].all()  # once it drives, to the end
 
 
 def test_a_policy_that_fits_is_accepted_and_known_again():
@@ -55,8 +57,8 @@ def test_no_policy_there_is_one_sentence(tmp_path):
 def test_what_the_policy_does_is_executed_and_the_experts_answers_are_taught():
     """The shipped policy and the expert drive in turn; the episode ends well, and replays."""
     pytest.importorskip("mani_skill")
-    recorder = corrections.Corrected(PUSH, task="pushcube", picture_every=8, noise=False)
-    seed = next(seed for seed in range(100) if list(corrections.driven(seed, 3)) == [True, False, True])
+    recorder = corrections.Corrected(PUSH, 0.25, task="pushcube", picture_every=8, noise=False)
+    seed = next(seed for seed in range(100) if list(corrections.driven(seed, 3, 0.25)) == [True, False, True])
     episode = recorder.episode(seed)
     again = recorder.episode(seed)
     recorder.episode(seed + 1)

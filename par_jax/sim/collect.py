@@ -27,6 +27,8 @@ from par_jax.tasks import check_control_mode, get_scene, get_task
 
 PACKAGES = ("mani_skill", "sapien", "torch", "numpy", "array_record", "pillow")
 """Whose versions are written down."""
+TAKEOVER = 0.25
+"""`Settings.takeover` by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Settings:
       picture_every: control steps between pictures; the end is filmed in any case.
       lapses: share of the expert's episodes in which the arm does something else for a while.
       policy: folder of a policy that drives in turn with the expert (`par_jax.corrections`), if any.
+      takeover: how often the expert takes over after a chunk of that policy's.
       policy_checksum: of its parameters.
     """
 
@@ -57,6 +60,7 @@ class Settings:
     picture_every: int = 1
     lapses: float = 0.0
     policy: str | None = None
+    takeover: float = TAKEOVER
     policy_checksum: int | None = None
 
 
@@ -80,6 +84,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "noise": settings.noise and not settings.trajectories and not settings.motion,
         "lapses": 0.0 if settings.trajectories or settings.motion else settings.lapses,
         "policy": settings.policy,
+        "takeover": settings.takeover,
         "policy_checksum": settings.policy_checksum,
     }
 
@@ -106,7 +111,7 @@ def open_folder(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
     if (folder / disk.META).exists():
-        meta = {"picture_every": 1, "lapses": 0.0, **disk.read_meta(folder)}
+        meta = {"picture_every": 1, "lapses": 0.0, "takeover": TAKEOVER, **disk.read_meta(folder)}
         differing = [
             f"{key} {meta.get(key)!r} there, {value!r} asked for"
             for key, value in described.items()
@@ -243,9 +248,10 @@ def _source(settings: Settings) -> tuple[str, dict[str, Any]]:
     """Class of the object that makes demonstrations in a worker, and its arguments."""
     arguments = dataclasses.asdict(settings)
     del arguments["seed_first"], arguments["policy_checksum"]
-    trajectories, motion, policy = (arguments.pop(name) for name in ("trajectories", "motion", "policy"))
+    trajectories, motion = arguments.pop("trajectories"), arguments.pop("motion")
+    policy, takeover = arguments.pop("policy"), arguments.pop("takeover")
     if policy is not None:
-        return "par_jax.corrections:Corrected", {"policy": policy, **arguments}
+        return "par_jax.corrections:Corrected", {"policy": policy, "takeover": takeover, **arguments}
     if trajectories is None and not motion:
         return "par_jax.sim.recorder:Recorder", arguments
     del arguments["noise"], arguments["lapses"]

@@ -144,10 +144,10 @@ def test_other_settings_are_refused_by_name(fake, tmp_path):
     assert len(Episodes(tmp_path / "out")) == 5
 
 
-def test_a_folder_from_before_there_were_cameras_goes_on(fake, tmp_path):
+def test_a_folder_from_before_there_were_cameras_and_takeovers_goes_on(fake, tmp_path):
     collect.collect(SMALL, tmp_path / "out", 5, 1)
     meta = disk.read_meta(tmp_path / "out")
-    del meta["cameras"]
+    del meta["cameras"], meta["takeover"]
     disk.write_meta(tmp_path / "out", meta)
     with pytest.raises(UserError, match="cameras"):
         collect.collect(dataclasses.replace(SMALL, cameras=("base",)), tmp_path / "out", 30, 1)
@@ -224,6 +224,7 @@ def command(*flags, **environment):
         (["--task=pushcube", "--policy=/nothing"], {}, "/nothing"),
         (["--task=pickcube", "--policy=checkpoints/pushcube"], {}, "was trained on pushcube, not on pickcube"),
         (["--task=pushcube", "--motion", "--policy=checkpoints/pushcube"], {}, "leave one out"),
+        (["--task=pushcube", "--takeover=0"], {}, "add --policy, or leave it out"),
         (["pushcube"], {}, "unexpected argument 'pushcube'"),
     ],
 )
