@@ -41,7 +41,11 @@ def define_flags() -> None:
     flags.DEFINE_float("lapses", 0.0, "Share of episodes in which the arm errs for a while.", 0.0, 1.0)
     flags.DEFINE_string("policy", None, "Checkpoint that drives in turn with the expert, who corrects it (DAgger).")
     flags.DEFINE_float(
-        "takeover", collect.TAKEOVER, "How often the expert takes over after a chunk of the policy's.", 0.0, 1.0
+        "takeover",
+        collect.Settings.takeover,
+        "How often the expert takes over after a chunk of the policy's.",
+        0.0,
+        1.0,
     )
 
 
@@ -66,7 +70,7 @@ def main() -> None:
         raise UserError("--motion and --from name two sources: leave one out")
     if FLAGS.policy is not None and (FLAGS.motion or FLAGS["from"].value):
         raise UserError("--policy drives with the expert, and --motion and --from have none: leave one out")
-    if FLAGS.policy is None and FLAGS.takeover != collect.TAKEOVER:
+    if FLAGS.policy is None and FLAGS.takeover != collect.Settings.takeover:
         raise UserError("--takeover says how often the expert takes over from a policy: add --policy, or leave it out")
     settings = collect.Settings(
         task=FLAGS.task,

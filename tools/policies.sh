@@ -1,6 +1,6 @@
 #!/bin/sh
-# A policy of preset small for each task, as docs/recipe.md found it to work: demonstrations, training, then two rounds of
-# corrections of its own rollouts, each with more training. Hours of simulation on two cores; training takes minutes on
+# A policy of preset small for each task, after docs/recipe.md: demonstrations, training, then two rounds of corrections of its
+# own rollouts, each with more training. Hours of simulation on two cores; training takes minutes on
 # a GPU and a day on a CPU. Goes on where it was stopped.
 # Usage: policies.sh PYTHON
 set -e

@@ -27,8 +27,6 @@ from par_jax.tasks import check_control_mode, get_scene, get_task
 
 PACKAGES = ("mani_skill", "sapien", "torch", "numpy", "array_record", "pillow")
 """Whose versions are written down."""
-TAKEOVER = 0.25
-"""`Settings.takeover` by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +58,12 @@ class Settings:
     picture_every: int = 1
     lapses: float = 0.0
     policy: str | None = None
-    takeover: float = TAKEOVER
+    takeover: float = 0.25
     policy_checksum: int | None = None
+
+
+# Fields that folders of earlier versions lack, and what those were made with.
+_YOUNGER = {name: getattr(Settings, name) for name in ("picture_every", "lapses", "takeover")}
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def open_folder(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
     if (folder / disk.META).exists():
-        meta = {"picture_every": 1, "lapses": 0.0, "takeover": TAKEOVER, **disk.read_meta(folder)}
+        meta = {**_YOUNGER, **disk.read_meta(folder)}
         differing = [
             f"{key} {meta.get(key)!r} there, {value!r} asked for"
             for key, value in described.items()
@@ -249,9 +251,9 @@ def _source(settings: Settings) -> tuple[str, dict[str, Any]]:
     arguments = dataclasses.asdict(settings)
     del arguments["seed_first"], arguments["policy_checksum"]
     trajectories, motion = arguments.pop("trajectories"), arguments.pop("motion")
-    policy, takeover = arguments.pop("policy"), arguments.pop("takeover")
-    if policy is not None:
-        return "par_jax.corrections:Corrected", {"policy": policy, "takeover": takeover, **arguments}
+    if settings.policy is not None:
+        return "par_jax.corrections:Corrected", arguments
+    del arguments["policy"], arguments["takeover"]
     if trajectories is None and not motion:
         return "par_jax.sim.recorder:Recorder", arguments
     del arguments["noise"], arguments["lapses"]
