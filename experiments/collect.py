@@ -39,6 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("motion", False, f"Videos of an arm that moves at random; also of {', '.join(SCENES)}.")
     flags.DEFINE_bool("noise", True, "Disturb the expert, so that the data shows recoveries.")
     flags.DEFINE_float("lapses", 0.0, "Share of episodes in which the arm errs for a while.", 0.0, 1.0)
+    flags.DEFINE_bool("around", False, "PushCube's expert goes round the cube, on a side that is drawn, not over it.")
     flags.DEFINE_string("policy", None, "Checkpoint that drives in turn with the expert, who corrects it (DAgger).")
     flags.DEFINE_float(
         "takeover",
@@ -72,6 +73,8 @@ def main() -> None:
         raise UserError("--policy drives with the expert, and --motion and --from have none: leave one out")
     if FLAGS.policy is None and FLAGS.takeover != collect.Settings.takeover:
         raise UserError("--takeover says how often the expert takes over from a policy: add --policy, or leave it out")
+    if FLAGS.around and (FLAGS.task != "pushcube" or FLAGS.motion or FLAGS["from"].value):
+        raise UserError("--around is of pushcube's expert, who can go round the cube: leave it out")
     settings = collect.Settings(
         task=FLAGS.task,
         control_mode=FLAGS.control_mode,
@@ -84,6 +87,7 @@ def main() -> None:
         motion=FLAGS.motion,
         picture_every=FLAGS.picture_every,
         lapses=FLAGS.lapses,
+        around=FLAGS.around,
         policy=FLAGS.policy,
         takeover=FLAGS.takeover,
     )

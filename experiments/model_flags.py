@@ -28,6 +28,9 @@ def define_model_flags() -> None:
     flags.DEFINE_float(
         "action_shift", None, "How far a chunk's denoising times are moved towards noise; 1: not.", lower_bound=1.0
     )
+    flags.DEFINE_float(
+        "frame_shift", None, "How far a frame's denoising times are moved towards noise; 1: not.", lower_bound=1.0
+    )
     define_sampling_flags()
 
 
@@ -58,7 +61,8 @@ def preset(values: Any) -> Config:
     config = _changed(config, "model", lookahead=values.lookahead, **told)
     config = _changed(config, "lora", rank=values.lora_rank, alpha=values.lora_alpha, targets=values.lora_targets)
     config = _changed(config, "picture", cameras=values.cameras and get_cameras(values.cameras))
-    config = _changed(config, "diffusion", schedule=values.schedule, action_shift=values.action_shift)
+    shifts = {"action_shift": values.action_shift, "frame_shift": values.frame_shift}
+    config = _changed(config, "diffusion", schedule=values.schedule, **shifts)
     return vary(sampled(config, values), values.variant, values.policy)
 
 
@@ -74,7 +78,8 @@ def sampled(config: Config, values: Any) -> Config:
     """
     config = _changed(config, "model", context=values.context)
     config = _changed(config, "diffusion", sampler=values.sampler, action_steps=values.action_steps)
-    check_sampler(config.diffusion.schedule, config.diffusion.sampler, config.diffusion.action_shift)
+    made = config.diffusion
+    check_sampler(made.schedule, made.sampler, action_shift=made.action_shift, frame_shift=made.frame_shift)
     return config
 
 

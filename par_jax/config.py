@@ -187,7 +187,8 @@ class DiffusionConfig:
       schedule: of training: "flow" for flow matching, "ddpm" for Ho et al.'s.
       sampler: "flow", "ddpm" or "ddim"; None for the schedule's own.
       draws: times a target.
-      action_shift: how far a chunk's times are moved towards noise (`par_jax.diffusion.Flow`).
+      action_shift, frame_shift: how far times are moved towards noise (`par_jax.diffusion.Flow`): a chunk's, and those
+        of a frame's tokens.
       action_steps, frame_steps: denoising steps of a chunk, and of a set of a frame's tokens.
       frame_sets: sets of a frame.
     """
@@ -196,6 +197,7 @@ class DiffusionConfig:
     sampler: str | None = None
     draws: int = 4
     action_shift: float = 1.0
+    frame_shift: float = 1.0
     action_steps: int = 4
     frame_steps: int = 8
     frame_sets: int = 6

@@ -235,16 +235,21 @@ def schedule_of(name: str, shift: float = 1.0) -> Schedule:
 SAMPLERS = {"flow": ("flow",), "ddpm": ("ddpm", "ddim")}
 
 
-def check_sampler(schedule: str, sampler: str | None, shift: float = 1.0) -> None:
+def check_sampler(schedule: str, sampler: str | None, **shifts: float) -> None:
     """Refuses a sampler that cannot sample what was trained.
+
+    Args:
+      schedule, sampler: their names; None for the schedule's own.
+      **shifts: of times, by the flags that ask for them.
 
     Raises:
       UserError: an unknown name, another schedule's sampler, or a shift of what has none.
     """
     if schedule not in SAMPLERS:
         raise UserError(f"unknown noise schedule {schedule!r}: choose one of {', '.join(SAMPLERS)}")
-    if schedule != "flow" and shift != 1:
-        raise UserError(f"the noise schedule {schedule!r} has no shift: give --action_shift=1")
+    for name, shift in shifts.items():
+        if schedule != "flow" and shift != 1:
+            raise UserError(f"the noise schedule {schedule!r} has no shift: give --{name}=1")
     if sampler is not None and sampler not in SAMPLERS[schedule]:
         raise UserError(
             f"the sampler {sampler!r} cannot be used: with the noise schedule {schedule!r} choose one of "

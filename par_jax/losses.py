@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from par_jax.diffusion import SCHEDULES
+from par_jax.diffusion import schedule_of
 from par_jax.model.par import PAR
 from par_jax.nn.layers import patchify
 from par_jax.nn.placement import over_rows
@@ -119,8 +119,8 @@ def drafts(model: PAR, z_a: jax.Array, base: jax.Array, alone: jax.Array, key: j
 
 def frame_loss(model: PAR, z_o: jax.Array, batch: Batch, key: jax.Array) -> jax.Array:
     """Diffusion loss of the hidden tokens of O_1 .. O_N, masked as NOVA masks (paper section 4.2.3)."""
-    m, train = model.config.model, model.config.train
-    schedule, draws = SCHEDULES[model.config.diffusion.schedule], model.config.diffusion.draws
+    m, train, diffusion = model.config.model, model.config.train, model.config.diffusion
+    schedule = schedule_of(diffusion.schedule, diffusion.frame_shift)
     pick_key, ratio_key, order_key, draw_key = jax.random.split(key, 4)
 
     frames = patchify(batch.latents[:, 1:], m.frame_patch)
@@ -143,7 +143,7 @@ def frame_loss(model: PAR, z_o: jax.Array, batch: Batch, key: jax.Array) -> jax.
         out = model.frame_head(schedule.noised(frames, noise, t), schedule.timestep(t), condition)
         return _squared(out, schedule.target(frames, noise))
 
-    return _mean(jnp.mean(jax.vmap(one)(jax.random.split(draw_key, draws)), axis=0), hidden)
+    return _mean(jnp.mean(jax.vmap(one)(jax.random.split(draw_key, diffusion.draws)), axis=0), hidden)
 
 
 def policy_errors(model: PAR, batch: Batch, key: jax.Array) -> Metrics:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from par_jax.diffusion import SCHEDULES
+from par_jax.diffusion import schedule_of
 from par_jax.model.par import PAR
 from par_jax.nn.layers import unpatchify
 from par_jax.sets import predict_set, random_order, set_sizes
@@ -80,7 +80,7 @@ def _decode_frame(model: PAR, z_o: jax.Array, key: jax.Array) -> jax.Array:
     order, _ = random_order(order_key, b, k)
     sizes = set_sizes(k, config.diffusion.frame_sets)
     begins = np.cumsum([0, *sizes[:-1]])
-    chain = SCHEDULES[config.diffusion.chosen].chain(config.diffusion.frame_steps)
+    chain = schedule_of(config.diffusion.chosen, config.diffusion.frame_shift).chain(config.diffusion.frame_steps)
 
     def body(x: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         begin, size, key = inputs

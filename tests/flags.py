@@ -15,6 +15,7 @@ _UNSET = (
     "cameras",
     "schedule",
     "action_shift",
+    "frame_shift",
     "context",
     "sampler",
     "action_steps",

@@ -61,7 +61,9 @@ def test_a_shift_moves_times_towards_noise_in_training_and_in_sampling():
 
 def test_what_has_no_shift_refuses_one():
     with pytest.raises(UserError, match="'ddpm' has no shift: give --action_shift=1"):
-        check_sampler("ddpm", None, 4.0)
+        check_sampler("ddpm", None, action_shift=4.0, frame_shift=1.0)
+    check_sampler("ddpm", None, action_shift=1.0, frame_shift=1.0)
+    check_sampler("flow", None, action_shift=4.0, frame_shift=3.0)
 
 
 def test_targets():

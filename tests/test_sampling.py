@@ -1,9 +1,13 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from par_jax import sampling
+from par_jax.model.par import PAR
+from par_jax.nn.functional import Functional
 from tests.model.conftest import SMALL, par, params  # noqa: F401
 
 
@@ -17,6 +21,22 @@ def test_frames_have_their_shape_and_depend_on_key_and_condition(par, params):  
     assert frame.shape == (2, *SMALL.latent_size, SMALL.vae.latent_channels)
     assert jnp.all(frame == same) and not jnp.any(frame == other_key) and not jnp.any(frame == other_z)
     np.testing.assert_allclose(frame[1:], alone, atol=1e-4)
+
+
+def test_a_frames_times_are_moved_towards_noise_where_it_was_trained_so(params, monkeypatch):  # noqa: F811
+    told = []
+    whole = sampling.predict_set
+    monkeypatch.setattr(
+        sampling, "predict_set", lambda *given, **named: (told.append(given[2].timesteps), whole(*given, **named))[1]
+    )
+    z_o = jnp.zeros((1, SMALL.frame_tokens, SMALL.model.width))
+    for shift in (1.0, 4.0):
+        diffusion = dataclasses.replace(SMALL.diffusion, frame_steps=2, frame_shift=shift)
+        config = dataclasses.replace(SMALL, diffusion=diffusion)
+        moved = Functional(lambda rngs, config=config: PAR(config, rngs=rngs))
+        sampling.decode_frame(moved.bind(params), z_o, jax.random.split(jax.random.key(0), 1))
+    np.testing.assert_allclose(told[0], [1000.0, 500.0])
+    np.testing.assert_allclose(told[-1], [1000.0, 800.0])
 
 
 @pytest.mark.parametrize("robots", [1, 5])

@@ -41,6 +41,7 @@ class Settings:
       motion: an arm that moves about at random instead of the expert, for video pretraining; noise then means nothing.
       picture_every: control steps between pictures; the end is filmed in any case.
       lapses: share of the expert's episodes in which the arm does something else for a while.
+      around: PushCube's expert goes round the cube, on a side that is drawn: one picture then has two answers.
       policy: folder of a policy that drives in turn with the expert (`par_jax.corrections`), if any.
       takeover: how often the expert takes over after a chunk of that policy's.
       policy_checksum: of its parameters.
@@ -57,13 +58,14 @@ class Settings:
     motion: bool = False
     picture_every: int = 1
     lapses: float = 0.0
+    around: bool = False
     policy: str | None = None
     takeover: float = 0.25
     policy_checksum: int | None = None
 
 
 # Fields that folders of earlier versions lack, and what those were made with.
-_YOUNGER = {name: getattr(Settings, name) for name in ("picture_every", "lapses", "takeover")}
+_YOUNGER = {name: getattr(Settings, name) for name in ("picture_every", "lapses", "around", "takeover")}
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "block": disk.BLOCK,
         "noise": settings.noise and not settings.trajectories and not settings.motion,
         "lapses": 0.0 if settings.trajectories or settings.motion else settings.lapses,
+        "around": settings.around,
         "policy": settings.policy,
         "takeover": settings.takeover,
         "policy_checksum": settings.policy_checksum,
@@ -256,7 +259,7 @@ def _source(settings: Settings) -> tuple[str, dict[str, Any]]:
     del arguments["policy"], arguments["takeover"]
     if trajectories is None and not motion:
         return "par_jax.sim.recorder:Recorder", arguments
-    del arguments["noise"], arguments["lapses"]
+    del arguments["noise"], arguments["lapses"], arguments["around"]
     if motion:
         return "par_jax.sim.motion:Motions", arguments
     return "par_jax.sim.replay:Replayer", {"path": trajectories, **arguments}

@@ -45,15 +45,22 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 class Push:
-    """Pushes the cube from behind along the line to the goal; lifts and starts again when it slips off sideways."""
+    """Pushes the cube from behind along the line to the goal; lifts and starts again when it slips off sideways.
+
+    Attributes:
+      side: how it comes behind the cube: 0 over it; 1 or -1 round it, on its left or right as seen from the robot. Once
+        the hand has come down on one side it stays there.
+    """
 
     HIGH = 0.09
     LOW = 0.015
+    BESIDE = 0.08
 
-    def __init__(self, env: Any):
-        """Args: env: ManiSkill's PushCube with one scene."""
+    def __init__(self, env: Any, side: int = 0):
+        """Args: env: ManiSkill's PushCube with one scene; side: see above."""
         self.env = env
         self.pushing = False
+        self.side = side
 
     def __call__(self) -> Move:
         """The next move."""
@@ -76,6 +83,13 @@ class Push:
         start = cube[:2] - along * 0.065
         gap = float(np.linalg.norm(start - tcp[:2]))
         clear = behind > 0.045
+        if self.side and not clear:
+            settled = abs(beside) > 0.03 and tcp[2] < 0.1
+            side = np.sign(beside) if settled else self.side
+            # First down beside the cube, then back.
+            back = 0.08 if abs(beside) > 0.06 else 0.0
+            place = cube[:2] - along * back + across * side * self.BESIDE
+            return Move(limited(np.array([*(place - tcp[:2]), self.LOW - tcp[2]])), 0.0, CLOSED)
         height = self.LOW + np.clip((gap - 0.01) * (1.5 if clear else 6.0), 0.0, self.HIGH - self.LOW)
         delta = np.array([*(start - tcp[:2]), height - tcp[2]])
         if not clear and tcp[2] < self.HIGH - 0.03:
@@ -182,4 +196,4 @@ def same_mode(expert: object, other: object) -> None:
     vars(expert).update({name: value for name, value in vars(other).items() if isinstance(value, int)})
 
 
-EXPERTS: dict[str, Callable[[Any], Callable[[], Move]]] = {"pushcube": Push, "pickcube": PickToGoal, "stackcube": Stack}
+EXPERTS: dict[str, Callable[..., Callable[[], Move]]] = {"pushcube": Push, "pickcube": PickToGoal, "stackcube": Stack}

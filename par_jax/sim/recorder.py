@@ -82,6 +82,11 @@ class Lapses:
         return Move(limited(place - tcp), 0.0, gripper)
 
 
+def drawn_side(seed: int) -> int:
+    """On which side of the cube an episode's expert goes round it: 1 or -1, as likely."""
+    return int(np.random.default_rng([seed, 20261129]).choice([-1, 1]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Instead:
     """What is executed in a control step in place of the expert's action.
@@ -108,6 +113,7 @@ class Recorder(Filming):
         cameras: Sequence[str] = ("render",),
         picture_every: int = 1,
         lapses: float = 0.0,
+        around: bool = False,
     ):
         """Makes the simulator.
 
@@ -116,6 +122,7 @@ class Recorder(Filming):
           noise: whether the expert is disturbed.
           picture_every: control steps between pictures.
           lapses: share of the episodes that have `Lapses`.
+          around: PushCube's expert goes round the cube, on a side that is drawn, and not over it.
 
         Raises:
           UserError: as the simulator.
@@ -124,12 +131,13 @@ class Recorder(Filming):
         self.hand = make_hand(self.simulator)
         self.max_steps = get_task(task).max_steps
         self.expert = EXPERTS[task]
-        self.noise, self.share = noise, lapses
+        self.noise, self.share, self.around = noise, lapses, around
 
     def begin(self, seed: int) -> None:
         """An episode begins, its simulator reset: what will happen in it is drawn."""
         self.lapses = Lapses(seed, self.share)
-        self.driver = self.expert(self.simulator.env)
+        side = {"side": drawn_side(seed)} if self.around else {}
+        self.driver = self.expert(self.simulator.env, **side)
 
     def instead(self, take: Take, move: Move, over: bool) -> Instead | None:
         """What is executed next in place of the expert's move, if anything.

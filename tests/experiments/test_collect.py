@@ -147,7 +147,7 @@ def test_other_settings_are_refused_by_name(fake, tmp_path):
 def test_a_folder_from_before_there_were_cameras_and_takeovers_goes_on(fake, tmp_path):
     collect.collect(SMALL, tmp_path / "out", 5, 1)
     meta = disk.read_meta(tmp_path / "out")
-    del meta["cameras"], meta["takeover"]
+    del meta["cameras"], meta["takeover"], meta["around"]
     disk.write_meta(tmp_path / "out", meta)
     with pytest.raises(UserError, match="cameras"):
         collect.collect(dataclasses.replace(SMALL, cameras=("base",)), tmp_path / "out", 30, 1)
@@ -225,6 +225,8 @@ def command(*flags, **environment):
         (["--task=pickcube", "--policy=checkpoints/pushcube"], {}, "was trained on pushcube, not on pickcube"),
         (["--task=pushcube", "--motion", "--policy=checkpoints/pushcube"], {}, "leave one out"),
         (["--task=pushcube", "--takeover=0"], {}, "add --policy, or leave it out"),
+        (["--task=pickcube", "--around"], {}, "--around is of pushcube's expert"),
+        (["--task=pushcube", "--around", "--motion"], {}, "--around is of pushcube's expert"),
         (["pushcube"], {}, "unexpected argument 'pushcube'"),
     ],
 )

@@ -64,7 +64,8 @@ def command(monkeypatch, tmp_path, data):
         ({"remat": "full", "stage": "vae"}, "--remat is of the policy's transformers"),
         ({"optimizer": "muon", "stage": "vae"}, "--optimizer is of the policy's transformers"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion': choose adamw or muon"),
-        ({"action_shift": 4.0, "schedule": "ddpm"}, "the noise schedule 'ddpm' has no shift"),
+        ({"action_shift": 4.0, "schedule": "ddpm"}, "the noise schedule 'ddpm' has no shift: give --action_shift=1"),
+        ({"frame_shift": 4.0, "schedule": "ddpm"}, "the noise schedule 'ddpm' has no shift: give --frame_shift=1"),
         ({"accumulate": 3}, "a batch of 4 rows does not divide into 3 parts over 1 devices"),
         ({"accumulate": 3, "stage": "vae"}, "a batch of 4 rows does not divide into 3 parts"),
         ({"mesh": "data"}, "--mesh=data is no mesh: write each axis once"),
@@ -166,9 +167,11 @@ def test_flags_change_the_model(monkeypatch):
 
 
 def test_flags_shift_the_denoising_times_and_choose_the_optimizer(monkeypatch):
-    monkeypatch.setattr(training, "FLAGS", training_flags(preset="tiny", action_shift=4.0, optimizer="muon"))
+    monkeypatch.setattr(
+        training, "FLAGS", training_flags(preset="tiny", action_shift=4.0, frame_shift=3.0, optimizer="muon")
+    )
     config = training.configuration()
-    assert (config.diffusion.action_shift, config.train.optimizer) == (4.0, "muon")
+    assert (config.diffusion.action_shift, config.diffusion.frame_shift, config.train.optimizer) == (4.0, 3.0, "muon")
     assert config.vae_train == TINY.vae_train
 
 

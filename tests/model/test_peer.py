@@ -52,7 +52,7 @@ VARIANTS = {
         SMALL,
         picture=PictureConfig(cameras=("render", "hand"), size=(56, 40), crop=(32, 24)),
         model=dataclasses.replace(SMALL.model, positions="rotary", lookahead=3, relative_actions=True),
-        diffusion=dataclasses.replace(SMALL.diffusion, action_shift=4.0),
+        diffusion=dataclasses.replace(SMALL.diffusion, action_shift=4.0, frame_shift=3.0),
         lora=LoRAConfig(rank=2, alpha=3.0),
     ),
 }

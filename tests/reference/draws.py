@@ -24,7 +24,7 @@ def policy_draws(config, b, n, key, dtype="float32"):
         "first": jax.random.randint(jax.random.split(keys[1], 3)[0], (b, 1), 0, m.max_time),
     }
 
-    def diffusion(key, t_shape, shape, shift=1.0):
+    def diffusion(key, t_shape, shape, shift):
         def one(key):
             t_key, noise_key = jax.random.split(key)
             t = schedule.draw(t_key, t_shape)
@@ -41,7 +41,7 @@ def policy_draws(config, b, n, key, dtype="float32"):
     draws |= {"some": some, "count": jnp.round(-0.25 * spread * k).astype(jnp.int32)}
     draws["order"] = random_order(order_key, len(some), k)[0]
     token = m.frame_patch**2 * config.vae.latent_channels
-    draws["frame_t"], draws["frame_noise"] = diffusion(draw_key, (len(some), k), (len(some), k, token))
+    draws["frame_t"], draws["frame_noise"] = diffusion(draw_key, (len(some), k), (len(some), k, token), d.frame_shift)
 
     draft_key, action_key = jax.random.split(keys[3])
     draws["action_t"], draws["action_noise"] = diffusion(

@@ -3,7 +3,7 @@ import pytest
 
 from par_jax.sim.expert import EXPERTS, Move, limited
 from par_jax.sim.hand import make_hand
-from par_jax.sim.recorder import TAIL, Lapses, Noise, Recorder
+from par_jax.sim.recorder import TAIL, Lapses, Noise, Recorder, drawn_side
 from par_jax.tasks import TASKS
 
 
@@ -11,9 +11,9 @@ from par_jax.tasks import TASKS
 def recorder(simulators, monkeypatch):
     """Recorders on the shared simulators."""
 
-    def make(task, control_mode="pd_joint_pos", noise=True, lapses=0.0):
+    def make(task, control_mode="pd_joint_pos", **settings):
         monkeypatch.setattr("par_jax.sim.filming.Simulator", lambda *args, **kwargs: simulators(task, control_mode))
-        return Recorder(task, control_mode, noise=noise, lapses=lapses)
+        return Recorder(task, control_mode, **settings)
 
     return make
 
@@ -122,6 +122,41 @@ def test_push_recovers_from_a_slip(simulators):
     assert shoved
     assert success[0]
     assert max(heights) > 0.04
+
+
+def hand_and_cube(simulator, episode):
+    """Where both are at each step of an episode, f64 [T, 3] each."""
+    env, hand, cube = simulator.env, [], []
+    simulator.reset([int(episode["seed"][0])])
+    for action in episode["executed"]:
+        hand.append(env.agent.tcp.pose.p[0].numpy().astype(float))
+        cube.append(env.obj.pose.p[0].numpy().astype(float))
+        simulator.step(action[None])
+    return np.stack(hand), np.stack(cube)
+
+
+def test_around_the_cube_on_the_side_that_is_drawn(simulators, recorder):
+    """Where the hand comes down in front of the cube: low beside it on one side, and the push succeeds."""
+    make, seen = recorder("pushcube", noise=False, around=True), set()
+    for seed in range(100, 112):
+        episode = make.episode(seed, pictures=False)
+        assert episode is not None
+        hand, cube = hand_and_cube(simulators("pushcube"), episode)
+        if cube[0, 0] > -0.02:
+            continue
+        past = int(np.argmax(hand[:, 0] < cube[0, 0] - 0.045))  # the first step behind it
+        assert past and np.abs(cube[: past + 1] - cube[0]).max() < 0.001
+        beside = (hand - cube)[past, 1]
+        assert np.abs(beside) > 0.05 and hand[past, 2] < 0.06 and np.sign(beside) == drawn_side(seed)
+        seen.add(drawn_side(seed))
+        assert replay(simulators("pushcube"), episode)[0]
+    assert seen == {-1, 1}
+
+
+def test_sides_depend_on_the_seed_and_are_as_likely():
+    sides = [drawn_side(seed) for seed in range(1000)]
+    assert sides == [drawn_side(seed) for seed in range(1000)] and set(sides) == {-1, 1}
+    assert abs(np.mean(sides)) < 0.1
 
 
 @pytest.mark.slow
