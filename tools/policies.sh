@@ -1,6 +1,6 @@
 #!/bin/sh
 # A policy of preset small for each task, after docs/recipe.md: demonstrations, training, then two rounds of corrections of its
-# own rollouts, each with more training. Hours of simulation on two cores; training takes minutes on
+# own rollouts, each with more training, in which all frames are predicted, too. Hours of simulation on two cores; training takes minutes on
 # a GPU and a day on a CPU. Goes on where it was stopped.
 # Usage: policies.sh PYTHON
 set -e
@@ -16,7 +16,7 @@ while read -r task episodes cameras shift takeover <&3; do
     $python -m experiments.collect --task="$task" --cameras="$cameras" --picture_every=8 --policy="$run" --nonoise \
       --takeover="$takeover" --seed="${round}000000" --episodes=700 --out="$corrected"
     data=$data,$corrected tasks=$tasks,$task
-    $python -m experiments.finetune --task="$tasks" $looks --data="$data" --init="$run" --workdir="$next"
+    $python -m experiments.finetune --task="$tasks" $looks --frame_share=1 --frame_shift=4 --data="$data" --init="$run" --workdir="$next"
     run=$next
   done
   for protocol in rdt maniskill; do
