@@ -25,10 +25,12 @@ def test_frames_have_their_shape_and_depend_on_key_and_condition(par, params):  
 
 def test_a_frames_times_are_moved_towards_noise_where_it_was_trained_so(params, monkeypatch):  # noqa: F811
     told = []
-    whole = sampling.predict_set
-    monkeypatch.setattr(
-        sampling, "predict_set", lambda *given, **named: (told.append(given[2].timesteps), whole(*given, **named))[1]
-    )
+
+    def predict_set(encoder, head, chain, x, *_):
+        told.append(chain.timesteps)
+        return x
+
+    monkeypatch.setattr(sampling, "predict_set", predict_set)
     z_o = jnp.zeros((1, SMALL.frame_tokens, SMALL.model.width))
     for shift in (1.0, 4.0):
         diffusion = dataclasses.replace(SMALL.diffusion, frame_steps=2, frame_shift=shift)

@@ -108,14 +108,10 @@ def alone(tmp_path_factory):
     return sharded.run(tmp_path_factory.mktemp("alone") / "out.npz", "none", devices=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "devices", "processes"),
-    [
-        ("data:4,fsdp:2", 8, 1),
-        pytest.param("data:2,fsdp:2", 2, 2, marks=pytest.mark.slow),
-        pytest.param("data:8", 8, 1, marks=pytest.mark.slow),
-        pytest.param("fsdp:8", 8, 1, marks=pytest.mark.slow),
-    ],
+    [("data:4,fsdp:2", 8, 1), ("data:2,fsdp:2", 2, 2), ("data:8", 8, 1), ("fsdp:8", 8, 1)],
 )
 def test_training_on_a_mesh_is_training_on_one_device(alone, tmp_path, mesh, devices, processes):
     made = sharded.run(tmp_path / "out.npz", mesh, devices, processes)

@@ -138,12 +138,11 @@ def hand_and_cube(simulator, episode):
 def test_around_the_cube_on_the_side_that_is_drawn(simulators, recorder):
     """Where the hand comes down in front of the cube: low beside it on one side, and the push succeeds."""
     make, seen = recorder("pushcube", noise=False, around=True), set()
-    for seed in range(100, 112):
+    for seed in (100, 102):
         episode = make.episode(seed, pictures=False)
         assert episode is not None
         hand, cube = hand_and_cube(simulators("pushcube"), episode)
-        if cube[0, 0] > -0.02:
-            continue
+        assert cube[0, 0] < -0.05
         past = int(np.argmax(hand[:, 0] < cube[0, 0] - 0.045))  # the first step behind it
         assert past and np.abs(cube[: past + 1] - cube[0]).max() < 0.001
         beside = (hand - cube)[past, 1]
