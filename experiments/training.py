@@ -49,8 +49,13 @@ def define_flags(videos: bool = False) -> None:
     flags.DEFINE_list("data", None, "Demonstrations, a folder a task, of experiments.collect; data/<task> by default.")
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<task> by default.")
     flags.DEFINE_string("stage", "policy", "policy, or vae: the frame VAE alone, into workdir/vae.")
-    flags.DEFINE_string("init", None, "A converted NOVA checkpoint, or a run, to begin with; its frame VAE is used.")
-    flags.DEFINE_string("vae", None, "Folder of a trained VAE to use, or with --stage=vae to train on; workdir/vae.")
+    flags.DEFINE_string(
+        "init", None, "Converted NOVA, a run, or a released policy, to begin with; its frame VAE is used."
+    )
+    flags.DEFINE_boolean("keep_scale", False, "Scale actions as --init does, and not by the range of --data.")
+    flags.DEFINE_string(
+        "vae", None, "A trained VAE to use; with --stage=vae one to train on, or a released policy to decode for."
+    )
     flags.DEFINE_integer("steps", None, "Steps of the stage; the preset's by default.", lower_bound=1)
     flags.DEFINE_integer("vae_steps", None, "Steps of a VAE trained on the way to a policy.", lower_bound=1)
     flags.DEFINE_integer("batch", None, "Sequences or pictures a step; the preset's by default.", lower_bound=1)
@@ -100,6 +105,8 @@ def configuration() -> Config:
         )
     if FLAGS.init is not None and FLAGS.stage == "vae":
         raise UserError("--init is of a policy, and --stage=vae begins with a frame VAE: give that as --vae")
+    if FLAGS.keep_scale and FLAGS.init is None:
+        raise UserError("--keep_scale keeps the scale of what --init names: give --init, or leave it out")
     for name in ("remat", "optimizer"):
         if FLAGS.stage == "vae" and getattr(FLAGS, name) is not None:
             raise UserError(f"--{name} is of the policy's transformers: leave it out with --stage=vae")
@@ -214,6 +221,7 @@ def start(of_videos: bool = False) -> "Run":
         workdir=Path(FLAGS.workdir or f"runs/{'video' if of_videos else '-'.join(tasks)}"),
         seed=FLAGS.seed,
         init=Path(FLAGS.init) if FLAGS.init else None,
+        keep_scale=FLAGS.keep_scale,
         mesh=None if mesh is None else sharding.make_mesh(mesh),
         log_every=FLAGS.log_every,
         checkpoint_every=FLAGS.checkpoint_every,

@@ -246,30 +246,25 @@ def _latest(
     return None
 
 
-def load_params(workdir: Path | str, kind: str = "ema", preset: str | None = None) -> tuple:
+def load_params(workdir: Path | str, kind: str = "ema") -> tuple:
     """A trained run's parameters.
 
     Args:
       workdir: the run's folder.
       kind: "ema", the best that validation has seen, or the last where it has seen none; or "params", the last.
-      preset: refuse a run of another preset.
 
     Returns:
       (config, meta, params): the `Config`; the whole `config.json` with `step` added; nested dicts of numpy arrays,
       as `flax.nnx.merge` takes them: float32, and what adapters leave frozen in the type of its training.
 
     Raises:
-      UserError: there is no checkpoint, every one is damaged, or it is of another preset or program version.
+      UserError: there is no checkpoint, every one is damaged, or it is of another program version or released.
     """
     workdir = Path(workdir)
     meta = read_meta(workdir)
     config = config_of(meta, workdir)
     if RELEASED in meta:
-        raise UserError(f"{workdir} holds a released policy, which acts and is not trained on: give a run's --workdir")
-    if preset is not None and config.name != preset:
-        raise UserError(
-            f"{workdir} was trained with preset {config.name!r}, not {preset!r}: give --preset={config.name}"
-        )
+        raise UserError(f"{workdir} holds a released policy, and no run: give a run's --workdir")
     found = _latest(workdir.absolute() / BEST / "checkpoints", f"{kind}/") if kind == "ema" else None
     found = found or _latest(workdir.absolute() / "checkpoints", f"{kind}/")
     if found is None:

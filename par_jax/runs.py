@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from par_jax import config as config_lib
 from par_jax import lora, processes
 from par_jax.checkpoint import Checkpoints, load_params
-from par_jax.config import Config, TrainConfig
+from par_jax.config import Config, TrainConfig, VAEConfig
 from par_jax.data.episodes import MOTION, Episodes, is_delta, statistics
 from par_jax.data.latents import digest, share
 from par_jax.data.mixture import Mixture
@@ -30,7 +30,7 @@ from par_jax.sharding import check_rows, shardings
 from par_jax.tasks import get_scene
 from par_jax.train import TrainState, init_state
 from par_jax.versions import versions
-from par_jax.workdir import read_meta, write_json
+from par_jax.workdir import RELEASED, read_meta, write_json
 
 PACKAGES = ("par_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -46,7 +46,8 @@ class Run:
       data: demonstration folders, one a task.
       workdir: the policy run's folder; the VAE's is `workdir/vae`.
       seed: of the parameters, of the data's order and of every draw.
-      init: a converted NOVA checkpoint to begin with, or None.
+      init: what to begin with, or None: converted NOVA, a run or a released policy (for a VAE: a trained one's folder).
+      keep_scale: whether actions are scaled as they are in `init`, and not by the data's range.
       mesh: the devices to train on; None for one. The run's numbers depend on it by rounding alone.
       log_every, checkpoint_every, eval_every: steps.
     """
@@ -57,6 +58,7 @@ class Run:
     workdir: Path
     seed: int = 0
     init: Path | None = None
+    keep_scale: bool = False
     mesh: Mesh | None = None
     log_every: int = 20
     checkpoint_every: int = 250
@@ -101,7 +103,11 @@ class Run:
     def statistics(self, episodes: Mixture) -> dict:
         """What scales the actions, as the model tells them."""
         model = self.config.model
-        return statistics(episodes, model.chunk if self.relative(episodes) else None, model.one_scale)
+        made = statistics(episodes, model.chunk if self.relative(episodes) else None, model.one_scale)
+        if self.keep_scale and self.init is not None:
+            begun = read_meta(self.init)["statistics"]
+            made |= {name: begun[name] for name in ("low", "high")}
+        return made
 
     def rows(self, train: TrainConfig) -> slice:
         """This process's rows of a batch.
@@ -173,8 +179,26 @@ def check_trained(source: Path) -> None:
     Raises:
       UserError: it does not.
     """
-    if read_meta(source).get("stage") != "vae" or not is_trained(source):
+    meta = read_meta(source)
+    if RELEASED in meta:
+        raise UserError(f"{source} holds a released policy: train a decoder for it first, --stage=vae --vae={source}")
+    if meta.get("stage") != "vae" or not is_trained(source):
         raise UserError(f"{source} holds no trained VAE: train one there with --stage=vae, or leave --vae out")
+
+
+def check_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:
+    """Makes sure that a VAE is the preset's, whatever its latents' scale is.
+
+    Raises:
+      UserError: it is not; names the fields.
+    """
+    measured: dict[str, Any] = {"scaling_factor": 1.0, "shift_factor": 0.0}
+    differing = config_lib.differences(
+        config_lib.to_dict(dataclasses.replace(found, **measured)),
+        config_lib.to_dict(dataclasses.replace(wanted, **measured)),
+    )
+    if differing:
+        raise UserError(f"the VAE in {folder} is not the preset's: {'; '.join(differing)}; train one with --stage=vae")
 
 
 def _adopt_vae(source: Path, target: Path) -> None:

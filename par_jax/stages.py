@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from par_jax import config as config_lib
 from par_jax import lora, processes, sharding
-from par_jax.beginning import begin, state_shapes
+from par_jax.beginning import begin, begin_vae, state_shapes
 from par_jax.best import keep_best
 from par_jax.checkpoint import load_params
 from par_jax.config import VAEConfig
@@ -20,17 +18,16 @@ from par_jax.data.latents import digest, encode_parts, latents_dir, shifts
 from par_jax.data.mixture import Mixture
 from par_jax.data.pictures import picture_batches, sample_pictures, split_episodes, to_unit
 from par_jax.data.windows import Windows, validation_batches, window_batches
-from par_jax.errors import UserError
 from par_jax.language import instruction_tokens
 from par_jax.loop import Result
 from par_jax.losses import policy_errors, policy_loss
 from par_jax.losses_vae import vae_loss
 from par_jax.model.par import PAR
-from par_jax.model.vae import VAE
+from par_jax.model.vae import DECODER, VAE
 from par_jax.nn.functional import Functional, Params
 from par_jax.normalise import scale_actions
-from par_jax.runs import Run, check_trained, first_state, is_trained
-from par_jax.train import TrainState, cast, init_state, join, make_train_step
+from par_jax.runs import Run, check_vae, is_trained
+from par_jax.train import TrainState, cast, join, make_train_step
 from par_jax.workdir import claim, write_json
 
 # What training the VAE adds to its config.json.
@@ -48,7 +45,8 @@ MEASURED_PICTURES = 512
 def train_vae(run: Run) -> Result:
     """Trains the frame VAE into `run.workdir` and measures its latents' mean and deviation at the end.
 
-    It begins with the trained VAE in the folder `run.init`, if that is given.
+    It begins with the trained VAE in the folder `run.init`, if that is given. Where that is a released policy's, the
+    decoder is trained alone: latents and their scale stay what the policy knows.
 
     Raises:
       UserError: the data or the folder do not fit, the loss is not finite, or the disk is full.
@@ -59,9 +57,11 @@ def train_vae(run: Run) -> Result:
     ids, held_out = split_episodes(len(episodes))
     meta = claim(run.workdir, run.meta("vae", episodes), ignore=MEASURED)
     vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
-    first = _first_vae(run, vae)
+    first, scale = begin_vae(run, vae)
 
     def loss(params: Params, pictures: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
+        if scale is not None:
+            params = {name: tree if name in DECODER else jax.lax.stop_gradient(tree) for name, tree in params.items()}
         pictures = to_unit(pictures).astype(jax.tree.leaves(params)[0].dtype)
         return vae_loss(vae.bind(params), pictures, key)
 
@@ -88,10 +88,7 @@ def train_vae(run: Run) -> Result:
             if is_trained(run.workdir):
                 return
             pictures = sample_pictures(episodes, ids, config.picture, MEASURED_PICTURES)
-            encode = make_encode(config.vae, params)
-            latents = np.concatenate([encode(part) for part in np.split(pictures, 16)])
-            meta["config"]["vae"]["shift_factor"] = float(latents.mean())
-            meta["config"]["vae"]["scaling_factor"] = float(1.0 / latents.std())
+            meta["config"]["vae"] |= scale or _latent_scale(config.vae, params, pictures)
             write_json(run.workdir / "config.json", {**meta, "complete": True})
 
         processes.in_turn(measure)
@@ -103,6 +100,12 @@ def make_encode(config: VAEConfig, params: Params) -> Callable[[np.ndarray], jax
     vae = Functional(lambda rngs: VAE(config, rngs=rngs))
     encode = jax.jit(lambda params, pictures: vae.bind(params).encode_frames(to_unit(pictures)))
     return lambda pictures: encode(params, pictures)
+
+
+def _latent_scale(config: VAEConfig, params: Params, pictures: np.ndarray) -> dict[str, float]:
+    encode = make_encode(config, params)
+    latents = np.concatenate([encode(part) for part in np.split(pictures, 16)])
+    return {"shift_factor": float(latents.mean()), "scaling_factor": float(1.0 / latents.std())}
 
 
 def train_policy(run: Run) -> Result:
@@ -173,7 +176,7 @@ def encode(run: Run) -> Windows:
 def _fitted(run: Run) -> tuple[Run, Mixture, Params]:
     """A policy's run with what its data and its VAE decide, and both of them."""
     vae_config, _, vae = load_params(run.workdir / "vae")
-    _same_vae(vae_config.vae, run.config.vae, run.workdir / "vae")
+    check_vae(vae_config.vae, run.config.vae, run.workdir / "vae")
     episodes = run.episodes()
     width = episodes.numbers(0)["action"].shape[1]  # the control mode's
     model = dataclasses.replace(run.config.model, action_dim=width, relative_actions=run.relative(episodes))
@@ -217,25 +220,6 @@ def make_windows(run: Run, episodes: Mixture, vae: Params) -> Windows:
         stride=episodes.strides(),
         taught=[record.get("taught", np.ones(len(record["action"]), bool)) for record in records],
     )
-
-
-def _first_vae(run: Run, vae: Functional) -> Callable[[], TrainState]:
-    if run.init is None:
-        return first_state(vae, run.config.vae_train, run.seed, run.mesh)
-    check_trained(run.init)
-    found, _, params = load_params(run.init)
-    _same_vae(found.vae, run.config.vae, run.init)
-    return lambda: jax.jit(lambda params: init_state(params, run.config.vae_train, run.seed))(params)
-
-
-def _same_vae(found: VAEConfig, wanted: VAEConfig, folder: Path) -> None:
-    measured: dict[str, Any] = {"scaling_factor": 1.0, "shift_factor": 0.0}
-    differing = config_lib.differences(
-        config_lib.to_dict(dataclasses.replace(found, **measured)),
-        config_lib.to_dict(dataclasses.replace(wanted, **measured)),
-    )
-    if differing:
-        raise UserError(f"the VAE in {folder} is not the preset's: {'; '.join(differing)}; train one with --stage=vae")
 
 
 def _announce(what: str, run: Run, train: int, held_out: int, module: Functional, steps: int) -> None:

@@ -37,6 +37,7 @@ _OF_MANY_PROCESSES = ("mesh", "coordinator", "processes", "process")
 TRAINING_FLAGS = {
     **MODEL_FLAGS,
     "stage": "policy",
+    "keep_scale": False,
     "seed": 0,
     "log_every": 20,
     "checkpoint_every": 250,

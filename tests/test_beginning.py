@@ -99,6 +99,24 @@ def test_a_vae_is_trained_on_and_a_run_goes_on_with_it(first, tmp_path):
         beginning.adopt(dataclasses.replace(run, init=tmp_path / "nova"), longer.workdir)
 
 
+def test_the_scale_of_actions_is_kept_where_that_is_asked_for(first, tmp_path):
+    other = make_demos(tmp_path / "data", count=9)
+    run = dataclasses.replace(first, data=(other,), init=first.workdir, workdir=tmp_path / "second")
+    theirs, ours = first.statistics(first.episodes()), run.statistics(run.episodes())
+    kept = beginning.adopt(dataclasses.replace(run, keep_scale=True))
+    scaled = kept.meta("policy", kept.episodes())["statistics"]
+    for name in ("low", "high"):
+        assert scaled[name] == theirs[name] != ours[name]
+    assert scaled["mean"] == ours["mean"] and scaled["count"] == ours["count"]
+    relative = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, relative_actions=True))
+    with pytest.raises(
+        UserError, match="actions as pd_joint_pos, this run as pd_joint_pos, relative: leave out --keep"
+    ):
+        beginning.adopt(dataclasses.replace(run, config=relative, keep_scale=True))
+    with pytest.raises(UserError, match="converted NOVA knows no actions"):
+        beginning.adopt(dataclasses.replace(run, init=tmp_path / "nova", keep_scale=True))
+
+
 def test_checkpoints_of_adapters_are_small_and_the_base_is_untouched(first, adapted):
     config, _, params = load_params(adapted.workdir)
     before, after = flatten(load_params(first.workdir)[2]), flatten(params)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from par_jax import beginning, release, runs
+from par_jax import beginning, release, runs, stages
 from par_jax.acting import acting, acting_params
 from par_jax.checkpoint import load_params
 from par_jax.config import PHYSGEN, TINY, LoRAConfig
@@ -132,6 +132,54 @@ def _rename(path):
     path.write_text(json.dumps(meta))
 
 
+def test_training_goes_on_from_a_released_policy(run, released, tmp_path):
+    """Its encoder and its latents' scale stay; what it lacks, the frames' half, is made."""
+    scaled = {"scaling_factor": 1.5, "shift_factor": -0.25}
+    small = _scaled(shutil.copytree(released / "small", tmp_path / "small"), scaled)
+    config = dataclasses.replace(
+        SMALL, vae_train=dataclasses.replace(SMALL.vae_train, steps=3, batch=2, warmup=1, learning_rate=0.1)
+    )
+    onward = dataclasses.replace(run, config=config, init=small, workdir=tmp_path / "next")
+    wanted = beginning.adopt(onward)
+    assert not runs.is_trained(wanted.workdir / "vae")
+    with pytest.raises(UserError, match="holds a released policy: train a decoder for it first"):
+        runs.adopt_vae(small, tmp_path / "vae")
+    stages.train_vae(dataclasses.replace(onward, workdir=onward.workdir / "vae"))
+    vae, meta, params = load_params(onward.workdir / "vae")
+    assert runs.is_trained(onward.workdir / "vae") and meta["config"]["vae"].items() >= scaled.items()
+    assert wanted.config.vae == vae.vae
+    begun, drawn = release.load_policy(small)[2], flatten(params)
+    for name, leaf in flatten(begun["vae"]).items():
+        np.testing.assert_allclose(drawn[name], leaf, rtol=1e-6)
+    fresh = flatten(jax.jit(Functional(lambda rngs: VAE(config.vae, rngs=rngs)).init)(jax.random.key(run.seed)))
+    half = [name for name in drawn if name.split("/")[0] in DECODER and name.endswith("kernel")]
+    assert half and all(np.abs(drawn[name] - fresh[name]).max() > 1e-3 for name in half)
+    state = beginning.begin(wanted, Functional(lambda rngs: PAR(wanted.config, rngs=rngs)), wanted.episodes())[0]()
+    given, ours = flatten(begun["par"]), flatten(state.params)
+    assert {name.split("/")[0] for name in ours.keys() - given.keys()} == {"frame_encoder", "frame_head"}
+    for name, leaf in given.items():
+        np.testing.assert_array_equal(ours[name], leaf)
+
+
+def test_a_policy_released_with_its_frames_needs_no_training_to_go_on(run, released, tmp_path):
+    wanted = beginning.adopt(
+        dataclasses.replace(run, config=SMALL, init=released / "framed", workdir=tmp_path / "next")
+    )
+    assert runs.is_trained(wanted.workdir / "vae")
+    whole = flatten(release.load_policy(released / "framed")[2]["vae"])
+    found = flatten(load_params(wanted.workdir / "vae")[2])
+    assert found.keys() == whole.keys()
+    for name, leaf in whole.items():
+        np.testing.assert_array_equal(found[name], leaf)
+
+
+def _scaled(folder, values):
+    meta = json.loads((folder / "config.json").read_text())
+    meta["config"]["vae"] |= values
+    (folder / "config.json").write_text(json.dumps(meta))
+    return folder
+
+
 def test_what_cannot_be_released_or_trained_on_is_told(run, released, tmp_path):
     with pytest.raises(UserError, match="is not empty: name another --out"):
         release.release(run.workdir, released / "small")
@@ -139,10 +187,8 @@ def test_what_cannot_be_released_or_trained_on_is_told(run, released, tmp_path):
         release.release(run.workdir / "vae", tmp_path / "out")
     with pytest.raises(UserError, match="is released already"):
         release.release(released / "small", tmp_path / "out")
-    with pytest.raises(UserError, match="holds a released policy, which acts"):
+    with pytest.raises(UserError, match="holds a released policy, and no run"):
         load_params(released / "small")
-    with pytest.raises(UserError, match="holds a released policy, which acts"):
-        beginning.adopt(dataclasses.replace(run, init=released / "small", workdir=tmp_path / "next"))
     blind = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, predict_frames=False))
     make_run(
         tmp_path / "run",

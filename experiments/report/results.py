@@ -79,6 +79,9 @@ def learning(page: Page, runs: list[Run]) -> None:
     page.section("Learning curves")
     for run in runs:
         for folder, what in ((run.folder, "policy"), (run.folder / "vae", "frame VAE")):
+            if what != "policy" and (folder / "config.json").exists() and not (folder / "metrics.jsonl").exists():
+                page.say(f"{run.folder} took its frame VAE over from where that was trained; its curves are there.")
+                continue
             try:
                 series = curves.series(curves.read(folder / "metrics.jsonl"))
             except UserError as error:

@@ -118,6 +118,11 @@ def made(run):
     return out, _Parser((out / "index.html").read_text()), "\n".join(printed)
 
 
+def test_a_frame_vae_that_was_taken_over_has_its_curves_elsewhere(made, run):
+    assert f"{run} took its frame VAE over from where that was trained" in made[1].text
+    assert "No curves" not in made[1].text
+
+
 def test_all_sections_are_there_and_nothing_is_loaded_from_outside(made):
     out, page, _ = made
     for section in (

@@ -19,6 +19,7 @@ from par_jax.checkpoint import load_params
 from par_jax.config import PRESETS, TINY
 from par_jax.errors import UserError
 from par_jax.nn.stack import KEPT
+from par_jax.release import SHIPPED
 from par_jax.trees import flatten
 from tests.demos import SMALL, make_demos
 from tests.flags import training_flags
@@ -97,6 +98,12 @@ def command(monkeypatch, tmp_path, data):
         ({"init": "nowhere"}, "nowhere is no converted checkpoint"),
         ({"init": "nowhere", "stage": "vae"}, "--stage=vae begins with a frame VAE: give that as --vae"),
         ({"vae": "nowhere", "stage": "vae"}, "nowhere holds no checkpoint"),
+        ({"keep_scale": True}, "--keep_scale keeps the scale of what --init names: give --init"),
+        (
+            {"vae": str(SHIPPED / "pushcube")},
+            "holds a released policy: train a decoder for it first, --stage=vae --vae=",
+        ),
+        ({"init": str(SHIPPED / "pushcube")}, "was trained with preset 'tiny', not 'small-test': give --preset=tiny"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(command, tmp_path, changes, sentence):

@@ -3,10 +3,8 @@
 from types import SimpleNamespace
 
 import imageio_ffmpeg
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -53,17 +51,12 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch):
-    """Runs the command; its programs are the same ones again and again."""
+    """Runs the command."""
 
     def command(name, **values):
         flags = DEFAULTS | {"checkpoint": str(checkpoint), "out": str(tmp_path / name)} | values
         monkeypatch.setattr(generate, "FLAGS", SimpleNamespace(**flags))
-        jax.config.update("jax_compilation_cache_dir", str(checkpoint.parent / "compiled"))
-        try:
-            generate.main()
-        finally:
-            jax.config.update("jax_compilation_cache_dir", None)
-            compilation_cache.reset_cache()
+        generate.main()
         return tmp_path / name
 
     return command
