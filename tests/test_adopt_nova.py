@@ -10,10 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from convert.nova_to_flax import convert
 from convert.published import PRESETS as PUBLISHED
 from convert.random_nova import write_random
-from par_jax import beginning, language, pretrained, stages
+from par_jax import beginning, language, pretrained, runs, stages
 from par_jax.checkpoint import load_params
 from par_jax.config import PRESETS, PictureConfig
 from par_jax.errors import UserError
+from par_jax.model.par import PAR
+from par_jax.nn.functional import Functional
 from par_jax.policy import Policy
 from par_jax.runs import Run
 from par_jax.tasks import get_task
@@ -57,12 +59,26 @@ def refuse(*_):
     raise AssertionError("encoded again")
 
 
-def test_training_begins_with_nova_and_the_policy_acts(run, nova, capsys, monkeypatch):
+def test_what_training_begins_with_is_nova_s(run, nova, capsys, tmp_path):
+    begun = beginning.adopt(dataclasses.replace(run, workdir=tmp_path / "run"))
+    par = Functional(lambda rngs: PAR(begun.config, rngs=rngs))
+    ours = flatten(beginning.begin(begun, par, begun.episodes())[0]().params)
+    assert "parameters, come from the checkpoint; new are action_head, action_tokenizer" in capsys.readouterr().out
+    theirs = flatten(pretrained.load(nova, "transformer"))
+    shared = [name for name in theirs if name in ours]
+    assert len(shared) > 50
+    for name in shared:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert runs.is_trained(begun.workdir / "vae") and begun.config.vae == pretrained.read_config(nova).vae
+    assert np.isfinite(language.read(begun.workdir, get_task("pushcube").instruction)).all()
+
+
+@pytest.mark.slow
+def test_training_begins_with_nova_and_the_policy_acts(run, nova, monkeypatch):
     stages.encode(beginning.adopt(run))
     monkeypatch.setattr(beginning, "embed_prompts", refuse)  # all that is done ahead
     monkeypatch.setattr(stages, "make_encode", lambda *_: refuse)
     stages.train_policy(beginning.adopt(run))
-    assert "parameters, come from the checkpoint; new are action_head, action_tokenizer" in capsys.readouterr().out
     config, meta, params = load_params(run.workdir)
     assert config.vae == pretrained.read_config(nova).vae and meta["init"] == str(nova)
     ours, theirs = flatten(params), flatten(pretrained.load(nova, "transformer"))
