@@ -132,33 +132,54 @@ def _rename(path):
     path.write_text(json.dumps(meta))
 
 
-def test_training_goes_on_from_a_released_policy(run, released, tmp_path):
-    """Its encoder and its latents' scale stay; what it lacks, the frames' half, is made."""
-    scaled = {"scaling_factor": 1.5, "shift_factor": -0.25}
-    small = _scaled(shutil.copytree(released / "small", tmp_path / "small"), scaled)
-    config = dataclasses.replace(
-        SMALL, vae_train=dataclasses.replace(SMALL.vae_train, steps=3, batch=2, warmup=1, learning_rate=0.1)
+SCALE = {"scaling_factor": 1.5, "shift_factor": -0.25}
+
+
+@pytest.fixture
+def onward(run, released, tmp_path):
+    """A run that begins with a released policy whose latents have a scale of their own."""
+    small = shutil.copytree(released / "small", tmp_path / "small")
+    meta = json.loads((small / "config.json").read_text())
+    meta["config"]["vae"] |= SCALE
+    (small / "config.json").write_text(json.dumps(meta))
+    train = dataclasses.replace(SMALL.vae_train, steps=3, batch=2, warmup=1, learning_rate=0.1)
+    return dataclasses.replace(
+        run, config=dataclasses.replace(SMALL, vae_train=train), init=small, workdir=tmp_path / "next"
     )
-    onward = dataclasses.replace(run, config=config, init=small, workdir=tmp_path / "next")
+
+
+def test_training_goes_on_from_a_released_policy(onward, tmp_path):
+    """What it lacks, the frames' half of the model, is new."""
     wanted = beginning.adopt(onward)
     assert not runs.is_trained(wanted.workdir / "vae")
-    with pytest.raises(UserError, match="holds a released policy: train a decoder for it first"):
-        runs.adopt_vae(small, tmp_path / "vae")
-    stages.train_vae(dataclasses.replace(onward, workdir=onward.workdir / "vae"))
-    vae, meta, params = load_params(onward.workdir / "vae")
-    assert runs.is_trained(onward.workdir / "vae") and meta["config"]["vae"].items() >= scaled.items()
-    assert wanted.config.vae == vae.vae
-    begun, drawn = release.load_policy(small)[2], flatten(params)
-    for name, leaf in flatten(begun["vae"]).items():
-        np.testing.assert_allclose(drawn[name], leaf, rtol=1e-6)
-    fresh = flatten(jax.jit(Functional(lambda rngs: VAE(config.vae, rngs=rngs)).init)(jax.random.key(run.seed)))
-    half = [name for name in drawn if name.split("/")[0] in DECODER and name.endswith("kernel")]
-    assert half and all(np.abs(drawn[name] - fresh[name]).max() > 1e-3 for name in half)
-    state = beginning.begin(wanted, Functional(lambda rngs: PAR(wanted.config, rngs=rngs)), wanted.episodes())[0]()
-    given, ours = flatten(begun["par"]), flatten(state.params)
+    assert wanted.config.vae == dataclasses.replace(SMALL.vae, **SCALE)
+    given = flatten(release.load_policy(onward.init)[2]["par"])
+    ours = flatten(
+        beginning.begin(wanted, Functional(lambda rngs: PAR(wanted.config, rngs=rngs)), wanted.episodes())[0]().params
+    )
     assert {name.split("/")[0] for name in ours.keys() - given.keys()} == {"frame_encoder", "frame_head"}
     for name, leaf in given.items():
         np.testing.assert_array_equal(ours[name], leaf)
+    with pytest.raises(UserError, match="holds a released policy: train a decoder for it first"):
+        runs.adopt_vae(onward.init, tmp_path / "vae")
+
+
+def test_a_decoder_is_trained_for_a_released_policy(onward):
+    """Its encoder and its latents' scale stay."""
+    vae = dataclasses.replace(onward, workdir=onward.workdir / "vae")
+    first, scale = beginning.begin_vae(vae, Functional(lambda rngs: VAE(SMALL.vae, rngs=rngs)))
+    assert scale == SCALE
+    before = flatten(first().params)
+    stages.train_vae(vae)
+    config, _, params = load_params(vae.workdir)
+    assert runs.is_trained(vae.workdir) and config.vae == dataclasses.replace(SMALL.vae, **SCALE)
+    after, given = flatten(params), flatten(release.load_policy(onward.init)[2]["vae"])
+    for name, leaf in given.items():
+        np.testing.assert_array_equal(before[name], leaf)
+        np.testing.assert_allclose(after[name], leaf, rtol=1e-6)
+    new = [name for name in after if name not in given and name.endswith("kernel")]
+    assert new and all(name.split("/")[0] in DECODER for name in new)
+    assert all(np.abs(after[name] - before[name]).max() > 1e-3 for name in new)
 
 
 def test_a_policy_released_with_its_frames_needs_no_training_to_go_on(run, released, tmp_path):
@@ -171,13 +192,6 @@ def test_a_policy_released_with_its_frames_needs_no_training_to_go_on(run, relea
     assert found.keys() == whole.keys()
     for name, leaf in whole.items():
         np.testing.assert_array_equal(found[name], leaf)
-
-
-def _scaled(folder, values):
-    meta = json.loads((folder / "config.json").read_text())
-    meta["config"]["vae"] |= values
-    (folder / "config.json").write_text(json.dumps(meta))
-    return folder
 
 
 def test_what_cannot_be_released_or_trained_on_is_told(run, released, tmp_path):

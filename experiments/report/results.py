@@ -25,7 +25,7 @@ def name(rollouts: Rollouts) -> str:
     """What a folder of rollouts is called on the page; the papers' table is of the render camera alone."""
     cameras = rollouts.summary.get("cameras", ["render"])
     seen = "" if cameras == ["render"] else f", cameras {' and '.join(cameras)}"
-    return f"{rollouts.folder.parent}, {rollouts.summary['protocol']}{seen}"
+    return f"{rollouts.folder.parent}, {rollouts.summary['task']}, {rollouts.summary['protocol']}{seen}"
 
 
 def success(page: Page, runs: list[Run]) -> list[str]:

@@ -149,7 +149,7 @@ def test_all_sections_are_there_and_nothing_is_loaded_from_outside(made):
 
 def test_success_stands_beside_the_papers_table(made):
     _, page, printed = made
-    assert "run, rdt: success 3 of 4: 75.0% (95% interval 30.1 to 95.4%)" in printed
+    assert "run, pushcube, rdt: success 3 of 4: 75.0% (95% interval 30.1 to 95.4%)" in printed
     for text in ("RDT (paper)", "PAR (paper)", "97.0 to 100.0%", "125 of 125, 25 states", "3 of 4, 4 states"):
         assert text in page.text
     assert "maniskill is not the protocol of the paper's table" in page.text
@@ -169,7 +169,7 @@ def test_the_numbers_of_the_frames_are_those_of_quality(made, run):
 
 def test_mass_on_the_things_is_printed_beside_their_share(made):
     _, page, printed = made
-    lines = [line for line in printed.splitlines() if "run, rdt: attention" in line]
+    lines = [line for line in printed.splitlines() if "run, pushcube, rdt: attention" in line]
     assert len(lines) == 3
     for line in lines:
         for thing in ("arm", "cube", "goal", "all three"):
@@ -180,7 +180,7 @@ def test_mass_on_the_things_is_printed_beside_their_share(made):
 
 def test_failures_are_enlarged(made):
     out, page, _ = made
-    assert "run, rdt: 1 of 4 rollouts failed" in page.text
+    assert "run, pushcube, rdt: 1 of 4 rollouts failed" in page.text
     assert "State 20241202, policy seed 0: no success after 24 steps" in page.text
     with Image.open(out / "run1-rdt-failure-0.png") as image:
         assert image.width == 4 * (32 * 9 + 6) - 6
@@ -265,8 +265,8 @@ def test_heat_is_red_where_the_map_is_high_and_grey_elsewhere():
 
 
 def test_rollouts_through_other_cameras_than_the_papers_say_so():
-    summary = {"protocol": "rdt", "cameras": ["render"]}
+    summary = {"task": "pushcube", "protocol": "rdt", "cameras": ["render"]}
     made = SimpleNamespace(folder=Path("runs/two/rdt"), summary=summary)
-    assert results.name(made) == "runs/two, rdt"
+    assert results.name(made) == "runs/two, pushcube, rdt"
     summary["cameras"].append("base")
-    assert results.name(made) == "runs/two, rdt, cameras render and base"
+    assert results.name(made) == "runs/two, pushcube, rdt, cameras render and base"
