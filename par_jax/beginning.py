@@ -108,8 +108,8 @@ def begin_vae(run: Run, vae: Functional) -> tuple[Callable[[], TrainState], dict
         return first_state(vae, train, run.seed, run.mesh), None
     released = RELEASED in read_meta(run.init)
     if released:
-        config, _, whole = load_policy(run.init)
-        params = whole["vae"]
+        config, _, policy = load_policy(run.init)
+        params = policy["vae"]
     else:
         check_trained(run.init)
         config, _, params = load_params(run.init)
@@ -138,11 +138,15 @@ def _is_nova(folder: Path) -> bool:
 def _given(source: Path | None) -> Params:
     """The parameters to begin with."""
     assert source is not None
-    if _is_nova(source):
-        return pretrained.load(source, "transformer")
+    return pretrained.load(source, "transformer") if _is_nova(source) else _load(source)[2]["par"]
+
+
+def _load(source: Path) -> tuple[Config, dict, Params]:
+    """Configuration, `config.json` and `{"par": ...}` of a run; a released policy has its `"vae"` there, too."""
     if RELEASED in read_meta(source):
-        return load_policy(source)[2]["par"]
-    return load_params(source)[2]
+        return load_policy(source)
+    config, meta, params = load_params(source)
+    return config, meta, {"par": params}
 
 
 def _adopt_nova(run: Run, source: Path) -> Run:
@@ -161,18 +165,16 @@ def _adopt_nova(run: Run, source: Path) -> Run:
 
 
 def _adopt_run(run: Run, source: Path, vae: Path | None) -> Run:
-    meta = read_meta(source)
-    if meta["stage"] == "vae":
+    if read_meta(source)["stage"] == "vae":
         raise UserError(f"{source} holds a frame VAE, not a model to begin with: give it as --vae")
-    released = RELEASED in meta
-    config, _, params = load_policy(source) if released else load_params(source)
+    config, meta, params = _load(source)
     if config.name != run.config.name:
         raise UserError(
             f"{source} was trained with preset {config.name!r}, not {run.config.name!r}: give --preset={config.name}"
         )
     if run.keep_scale:
         _check_scale(run, config, meta, source)
-    if vae is not None or not released:
+    if vae is not None or "vae" not in params:
         adopt_vae(vae or source / "vae", run.workdir / "vae")
     elif set(DECODER) <= params["vae"].keys() and not is_trained(run.workdir / "vae"):
         whole = run.meta("vae", run.episodes()) | {"config": meta["config"], "complete": True}
