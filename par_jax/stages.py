@@ -58,6 +58,8 @@ def train_vae(run: Run) -> Result:
     meta = claim(run.workdir, run.meta("vae", episodes), ignore=MEASURED)
     vae = Functional(lambda rngs: VAE(config.vae, rngs=rngs))
     first, scale = begin_vae(run, vae)
+    if scale is not None:  # what has no gradient then stays
+        train = dataclasses.replace(train, weight_decay=0.0)
 
     def loss(params: Params, pictures: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
         if scale is not None:

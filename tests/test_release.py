@@ -142,7 +142,7 @@ def onward(run, released, tmp_path):
     meta = json.loads((small / "config.json").read_text())
     meta["config"]["vae"] |= SCALE
     (small / "config.json").write_text(json.dumps(meta))
-    train = dataclasses.replace(SMALL.vae_train, steps=3, batch=2, warmup=1, learning_rate=0.1)
+    train = dataclasses.replace(SMALL.vae_train, steps=3, batch=2, warmup=1, learning_rate=0.1, weight_decay=0.5)
     return dataclasses.replace(
         run, config=dataclasses.replace(SMALL, vae_train=train), init=small, workdir=tmp_path / "next"
     )
