@@ -32,6 +32,7 @@ def define_model_flags() -> None:
         "frame_shift", None, "How far a frame's denoising times are moved towards noise; 1: not.", lower_bound=1.0
     )
     define_sampling_flags()
+    define_frame_flags()
 
 
 def define_sampling_flags() -> None:
@@ -42,6 +43,13 @@ def define_sampling_flags() -> None:
     flags.DEFINE_string("sampler", None, "flow, ddpm or ddim; the schedule's own by default.")
     flags.DEFINE_integer(
         "action_steps", None, "Denoising steps of a chunk of actions.", lower_bound=1, upper_bound=1000
+    )
+
+
+def define_frame_flags() -> None:
+    """The flags of a model that shows the frames that it predicts."""
+    flags.DEFINE_integer(
+        "frame_steps", None, "Denoising steps of each set of a frame's tokens.", lower_bound=1, upper_bound=1000
     )
 
 
@@ -63,7 +71,7 @@ def preset(values: Any) -> Config:
     config = _changed(config, "picture", cameras=values.cameras and get_cameras(values.cameras))
     shifts = {"action_shift": values.action_shift, "frame_shift": values.frame_shift}
     config = _changed(config, "diffusion", schedule=values.schedule, **shifts)
-    return vary(sampled(config, values), values.variant, values.policy)
+    return vary(sampled(framed(config, values), values), values.variant, values.policy)
 
 
 def sampled(config: Config, values: Any) -> Config:
@@ -81,6 +89,16 @@ def sampled(config: Config, values: Any) -> Config:
     made = config.diffusion
     check_sampler(made.schedule, made.sampler, action_shift=made.action_shift, frame_shift=made.frame_shift)
     return config
+
+
+def framed(config: Config, values: Any) -> Config:
+    """A configuration with the flags' changes to how frames are predicted.
+
+    Args:
+      config: to change.
+      values: the command's flags.
+    """
+    return _changed(config, "diffusion", frame_steps=values.frame_steps)
 
 
 def adjusted(config: Config, values: Any) -> Config:

@@ -22,7 +22,7 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import app, devices
-from experiments.model_flags import adjusted, define_sampling_flags
+from experiments.model_flags import adjusted, define_frame_flags, define_sampling_flags, framed
 from par_jax import evaluation, recording, video
 from par_jax.errors import UserError, is_full_disk
 from par_jax.evaluation import Protocol, Trial
@@ -60,6 +60,7 @@ def define_flags() -> None:
     flags.DEFINE_string("device", "auto", "auto, cpu or gpu: where the policy computes.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the policy's computation; training's by default.")
     define_sampling_flags()
+    define_frame_flags()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +202,7 @@ def _settings(policy: Policy, task: str, protocol: Protocol, max_steps: int, met
         "context": policy.config.model.context,
         "sampler": policy.config.diffusion.chosen,
         "action_steps": policy.config.diffusion.action_steps,
+        "frame_steps": policy.config.diffusion.frame_steps,
         "dtype": policy.config.train.dtype,
         "device": jax.devices()[0].device_kind,
         "versions": versions(_PACKAGES),
@@ -222,7 +224,7 @@ def main() -> None:
         episodes = _QUICK if released and FLAGS.protocol is None else protocol.episodes
     trials = protocol.trials(episodes, FLAGS.seed)
     devices.choose(FLAGS.device)
-    policy = Policy.load(folder, lambda config: adjusted(config, FLAGS))
+    policy = Policy.load(folder, lambda config: framed(adjusted(config, FLAGS), FLAGS))
     max_steps = protocol.max_steps or task.max_steps
     settings = _settings(policy, FLAGS.task, protocol, max_steps, meta)
     # A released folder stays as it is.

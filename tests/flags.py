@@ -19,6 +19,7 @@ _UNSET = (
     "context",
     "sampler",
     "action_steps",
+    "frame_steps",
 )
 MODEL_FLAGS = {"preset": "tiny", "policy": "par", "variant": "full", **dict.fromkeys(_UNSET)}
 
@@ -28,7 +29,7 @@ ROLLOUT_FLAGS = {
     "videos": 1,
     "overwrite": False,
     "device": "auto",
-    **dict.fromkeys(("out", "protocol", "episodes", "dtype", "context", "sampler", "action_steps")),
+    **dict.fromkeys(("out", "protocol", "episodes", "dtype", "context", "sampler", "action_steps", "frame_steps")),
 }
 
 _NUMBERS = ("steps", "batch", "accumulate", "learning_rate", "packages", "action_noise", "picture_shift", *SHARES)
