@@ -33,7 +33,7 @@ from par_jax.rollout import Outcome, Robot, Runner
 from par_jax.tasks import get_task
 from par_jax.trees import checksum
 from par_jax.versions import versions
-from par_jax.workdir import RELEASED, read_meta, write_json
+from par_jax.workdir import RELEASED, read_meta, results_home, write_json
 
 FLAGS = flags.FLAGS
 
@@ -218,19 +218,16 @@ def main() -> None:
     folder = find(FLAGS.checkpoint, FLAGS.task)
     meta = read_meta(folder)
     check_fit(meta, folder, FLAGS.task, protocol)
-    released = RELEASED in meta
     episodes = FLAGS.episodes
     if episodes is None:
-        episodes = _QUICK if released and FLAGS.protocol is None else protocol.episodes
+        episodes = _QUICK if RELEASED in meta and FLAGS.protocol is None else protocol.episodes
     trials = protocol.trials(episodes, FLAGS.seed)
     devices.choose(FLAGS.device)
     policy = Policy.load(folder, lambda config: framed(adjusted(config, FLAGS), FLAGS))
     max_steps = protocol.max_steps or task.max_steps
     settings = _settings(policy, FLAGS.task, protocol, max_steps, meta)
-    # A released folder stays as it is.
-    home = Path("runs") / f"{folder.resolve().name}-shipped" if released else folder
     of_several = f"-{FLAGS.task}" if len(meta["tasks"]) > 1 else ""
-    out = Path(FLAGS.out or home / f"{protocol.name}{of_several}")
+    out = Path(FLAGS.out or results_home(folder, meta) / f"{protocol.name}{of_several}")
     try:
         results = Results(out, settings, FLAGS.overwrite)
         if missing := results.missing(trials):

@@ -100,5 +100,15 @@ def compare(predicted: np.ndarray, executed: np.ndarray, before: np.ndarray) -> 
     return out
 
 
+def sentence(scores: dict[str, float]) -> str:
+    """What `compare` has found, for people."""
+    return (
+        f"next frame PSNR {scores['psnr_predicted']:.2f} dB, repeating the last frame "
+        f"{scores['psnr_repeated']:.2f}: {scores['psnr_gain']:+.2f} dB; on the moving pixels "
+        f"{scores['psnr_moving_predicted']:.2f} and {scores['psnr_moving_repeated']:.2f}: "
+        f"{scores['psnr_moving_gain']:+.2f} dB"
+    )
+
+
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")

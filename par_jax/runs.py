@@ -19,7 +19,7 @@ from par_jax import config as config_lib
 from par_jax import lora, processes
 from par_jax.checkpoint import Checkpoints, load_params
 from par_jax.config import Config, TrainConfig, VAEConfig
-from par_jax.data.episodes import MOTION, Episodes, is_delta, statistics
+from par_jax.data.episodes import MOTION, Episodes, check_stride, is_delta, statistics
 from par_jax.data.latents import digest, share
 from par_jax.data.mixture import Mixture
 from par_jax.errors import UserError
@@ -88,11 +88,7 @@ class Run:
                 raise UserError(
                     f"{folder} demonstrates nothing: it holds videos for experiments.pretrain; name another --data"
                 )
-            if self.config.model.chunk % made.picture_every:
-                raise UserError(
-                    f"{folder} has a picture every {made.picture_every} control steps, which does not divide "
-                    f"the model's chunk of {self.config.model.chunk}: collect with another --picture_every"
-                )
+            check_stride(made, self.config.model.chunk)
             opened.append(made)
         return Mixture(opened)
 

@@ -43,6 +43,11 @@ def read_meta(workdir: Path | str) -> dict:
     return meta
 
 
+def results_home(checkpoint: Path, meta: dict) -> Path:
+    """Where what a checkpoint does is written: its own folder, but not a released one, which stays as it is."""
+    return Path("runs") / f"{checkpoint.resolve().name}-shipped" if RELEASED in meta else checkpoint
+
+
 def claim(workdir: Path | str, meta: dict, ignore: tuple[str, ...] = ()) -> dict:
     """Makes a run's folder, or makes sure that it belongs to the same run; of several processes, the first makes it.
 

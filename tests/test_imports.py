@@ -24,7 +24,7 @@ _LAYERS = (
     {"train"},
     {"loop"},
     {"runs", "policy", "costs"},
-    {"beginning", "export", "bench", "looking", "corrections"},
+    {"beginning", "export", "bench", "looking", "corrections", "predictions"},
     {"stages"},
     {"experiments"},
     {"convert"},

@@ -91,12 +91,7 @@ def frame_quality(page: Page, runs: list[Run], lookers: dict[str, Looker]) -> li
             best = quality.compare(lookers[run.key].through_the_vae(executed, before), executed, before)
         page.heading(f"{name(rollouts)}: {int(scores['frames'])} predictions in {len(pairs)} rollouts")
         _scores(page, rollouts, scores, best)
-        gain, moving = scores["psnr_gain"], scores["psnr_moving_gain"]
-        lines.append(
-            f"{name(rollouts)}: next frame PSNR {scores['psnr_predicted']:.2f} dB, repeating the last frame "
-            f"{scores['psnr_repeated']:.2f}: {gain:+.2f} dB; on the moving pixels "
-            f"{scores['psnr_moving_predicted']:.2f} and {scores['psnr_moving_repeated']:.2f}: {moving:+.2f} dB"
-        )
+        lines.append(f"{name(rollouts)}: {quality.sentence(scores)}")
     return lines
 
 

@@ -156,6 +156,19 @@ def count(shard: Path) -> int:
     return records // RECORDS
 
 
+def check_stride(made: "Episodes", chunk: int) -> None:
+    """Makes sure that there is a picture at the end of every chunk of actions.
+
+    Raises:
+      UserError: there is not.
+    """
+    if chunk % made.picture_every:
+        raise UserError(
+            f"{made.path} has a picture every {made.picture_every} control steps, which does not divide the model's "
+            f"chunk of {chunk}: collect with another --picture_every"
+        )
+
+
 class Episodes:
     """Random access to a folder's demonstrations, in the order of their seeds.
 
