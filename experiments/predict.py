@@ -24,6 +24,7 @@ from par_jax.data.pictures import split_episodes
 from par_jax.errors import UserError
 from par_jax.policy import Policy
 from par_jax.predictions import watch
+from par_jax.recording import Recording
 from par_jax.video import write_png
 from par_jax.workdir import read_meta, results_home, write_json
 
@@ -85,21 +86,35 @@ def main() -> None:
         watch(policy, episodes, int(index), instructions[episodes.parts[index]])
         for index in tqdm(chosen, desc="demonstrations", unit="episode", dynamic_ncols=True)
     ]
-    predicted, executed, before = (np.concatenate(parts) for parts in zip(*(f.pairs() for f in films), strict=True))
-    if not len(predicted):
+    pairs = [np.concatenate(parts) for parts in zip(*(film.pairs() for film in films), strict=True)]
+    if not len(pairs[0]):
         raise UserError(f"no demonstration is as long as a chunk of {policy.config.model.chunk} actions")
-    scores = quality.compare(predicted, executed, before)
     known = meta["dataset"] == episodes.meta
-    diffusion = policy.config.diffusion
-    settings = {"checkpoint": str(folder), "step": policy.step, "data": FLAGS.data, "of_its_training": known}
-    steps = {"frame_steps": diffusion.frame_steps, "frame_sets": diffusion.frame_sets}
-    write_json(out / "frames.json", settings | steps | {"demonstrations": len(chosen)} | scores)
+    write(out, films, _settings(folder, policy, known) | quality.compare(*pairs))
+
+
+def _settings(folder: Path, policy: Policy, known: bool) -> dict[str, Any]:
+    """What the numbers are of."""
+    return {
+        "checkpoint": str(folder),
+        "step": policy.step,
+        "data": FLAGS.data,
+        "of_its_training": known,
+        "frame_steps": policy.config.diffusion.frame_steps,
+        "frame_sets": policy.config.diffusion.frame_sets,
+    }
+
+
+def write(out: Path, films: list[Recording], numbers: dict[str, Any]) -> None:
+    """Writes what came out, and says it."""
+    write_json(out / "frames.json", {**numbers, "demonstrations": len(films)})
     strips = {out / f"{film.seed}.png": film for film in films[: FLAGS.strips]}
     for path, film in strips.items():
         write_png(path, strip(film))
+    known = numbers["of_its_training"]
     which = "held out of its training" if known else "of other data than its training's, which may overlap"
-    print(f"{folder}: {len(predicted)} frames of {len(chosen)} demonstrations, {which}")
-    print(quality.sentence(scores))
+    print(f"{numbers['checkpoint']}: {int(numbers['frames'])} frames of {len(films)} demonstrations, {which}")
+    print(quality.sentence(numbers))
     print(f"numbers: {out / 'frames.json'}")
     if strips:
         print(f"film strips: {', '.join(map(str, strips))}")
