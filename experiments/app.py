@@ -1,5 +1,6 @@
 """What every command shares: flags to `main`, users' mistakes to one sentence."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -25,7 +26,11 @@ def run(main: Callable[[], None]) -> None:
         except UserError as error:
             sys.exit(_say(str(error), 2))
         except KeyboardInterrupt:
-            sys.exit(_say("stopped; the same command goes on from here", 130))
+            _say("stopped; the same command goes on from here", 130)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # What jax still computes would crash under an interpreter that takes itself apart.
+            os._exit(130)
 
     app.run(guarded)
 
