@@ -144,4 +144,4 @@ def _line(row: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, resumes=False)

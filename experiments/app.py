@@ -10,10 +10,14 @@ from absl import app
 from par_jax.errors import UserError
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], resumes: bool = True) -> None:
     """Parses the absl flags, calls `main`, and exits with status 2 and one sentence on a `UserError`.
 
-    Ctrl-C exits with status 130 without a traceback: long commands resume when they are typed again.
+    Ctrl-C exits with status 130 without a traceback.
+
+    Args:
+      main: the command.
+      resumes: whether it goes on where it was stopped when it is typed again.
     """
     # A shell starts background jobs with SIGINT ignored; a command of ours can always be stopped with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,7 +30,7 @@ def run(main: Callable[[], None]) -> None:
         except UserError as error:
             sys.exit(_say(str(error), 2))
         except KeyboardInterrupt:
-            _say("stopped; the same command goes on from here", 130)
+            _say(f"stopped; the same command {'goes on from here' if resumes else 'begins again'}", 130)
             sys.stdout.flush()
             sys.stderr.flush()
             # What jax still computes would crash under an interpreter that takes itself apart.

@@ -134,4 +134,4 @@ def _suite() -> list[Question]:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, resumes=False)

@@ -76,4 +76,4 @@ def table(config: Config, found: Costs) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, resumes=False)

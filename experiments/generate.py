@@ -166,4 +166,4 @@ def _decode(vae: Functional, params: Params, latents: jax.Array) -> np.ndarray:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, resumes=False)

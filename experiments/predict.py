@@ -122,4 +122,4 @@ def write(out: Path, films: list[Recording], numbers: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, resumes=False)

@@ -199,7 +199,7 @@ class DiffusionConfig:
     action_shift: float = 1.0
     frame_shift: float = 1.0
     action_steps: int = 4
-    frame_steps: int = 8
+    frame_steps: int = 2
     frame_sets: int = 6
 
     @property

@@ -115,12 +115,12 @@ def command(run, data, monkeypatch):
 
 
 def test_held_out_demonstrations_are_measured(command, run, data, tmp_path, capsys):
-    command(out=str(tmp_path / "out"), frame_steps=2)
+    command(out=str(tmp_path / "out"), frame_steps=3)
     found = json.loads((tmp_path / "out" / "frames.json").read_text())
     record = Episodes(data).numbers(23)
     assert found["demonstrations"] == 1, "5% of 24"
     assert found["frames"] == len(record["action"]) // 8
-    assert (found["frame_steps"], found["of_its_training"]) == (2, True)
+    assert (found["frame_steps"], found["of_its_training"]) == (3, True)
     assert found["psnr_gain"] == pytest.approx(found["psnr_predicted"] - found["psnr_repeated"])
     said = capsys.readouterr().out
     assert f"repeating the last frame {found['psnr_repeated']:.2f}" in said and "held out of its training" in said

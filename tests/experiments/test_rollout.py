@@ -198,9 +198,9 @@ def test_a_policy_may_look_back_on_less_than_it_was_trained_to(command):
 
 
 def test_frames_may_be_denoised_in_other_steps_than_the_presets(command):
-    out = command(episodes=2, frame_steps=2)
-    assert json.loads((out / "summary.json").read_text())["frame_steps"] == 2
-    with pytest.raises(UserError, match="frame_steps: 2 != 8"):
+    out = command(episodes=2, frame_steps=3)
+    assert json.loads((out / "summary.json").read_text())["frame_steps"] == 3
+    with pytest.raises(UserError, match="frame_steps: 3 != 2"):
         command(episodes=2)
 
 
