@@ -1,9 +1,9 @@
-"""Measures the frames that a trained policy predicts on demonstrations that it has not learnt from.
+"""Measures what a trained policy predicts and answers on demonstrations that it has not learnt from.
 
     python -m experiments.predict --checkpoint=runs/pushcube --data=data/pushcube
 
 At every chunk the policy sees what the demonstrator saw, remembers what the demonstrator did, and predicts the picture
-after the next chunk; no simulator runs. Given the training's --data, the demonstrations are those that it held out.
+after the next chunk, and answers with that chunk; no simulator runs. Given the training's --data, the demonstrations are those that it held out.
 Writes `frames.json` and film strips.
 """
 
@@ -23,7 +23,7 @@ from par_jax.data.mixture import Mixture
 from par_jax.data.pictures import split_episodes
 from par_jax.errors import UserError
 from par_jax.policy import Policy
-from par_jax.predictions import watch
+from par_jax.predictions import action_errors, watch
 from par_jax.recording import Recording
 from par_jax.video import write_png
 from par_jax.workdir import read_meta, results_home, write_json
@@ -90,7 +90,10 @@ def main() -> None:
     if not len(pairs[0]):
         raise UserError(f"no demonstration is as long as a chunk of {policy.config.model.chunk} actions")
     known = meta["dataset"] == episodes.meta
-    write(out, films, _settings(folder, policy, known) | quality.compare(*pairs))
+    taught = [episodes.numbers(int(index))["action"] for index in chosen]
+    errors = [action_errors(*each, meta["statistics"]) for each in zip(films, taught, strict=True)]
+    scores = quality.compare(*pairs) | {"action_error": float(np.concatenate(errors).mean())}
+    write(out, films, _settings(folder, policy, known) | scores)
 
 
 def _settings(folder: Path, policy: Policy, known: bool) -> dict[str, Any]:
@@ -100,6 +103,7 @@ def _settings(folder: Path, policy: Policy, known: bool) -> dict[str, Any]:
         "step": policy.step,
         "data": FLAGS.data,
         "of_its_training": known,
+        "action_steps": policy.config.diffusion.action_steps,
         "frame_steps": policy.config.diffusion.frame_steps,
         "frame_sets": policy.config.diffusion.frame_sets,
     }
@@ -115,6 +119,7 @@ def write(out: Path, films: list[Recording], numbers: dict[str, Any]) -> None:
     which = "held out of its training" if known else "of other data than its training's, which may overlap"
     print(f"{numbers['checkpoint']}: {int(numbers['frames'])} frames of {len(films)} demonstrations, {which}")
     print(quality.sentence(numbers))
+    print(f"actions: mean absolute error {numbers['action_error']:.4f}, in halves of their range")
     print(f"numbers: {out / 'frames.json'}")
     if strips:
         print(f"film strips: {', '.join(map(str, strips))}")

@@ -1,9 +1,12 @@
-"""The frames that a policy predicts on a demonstration, whose true history it is given chunk by chunk."""
+"""What a policy predicts and answers on a demonstration, whose true history it is given chunk by chunk."""
+
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from par_jax.data.mixture import Mixture
+from par_jax.normalise import centre_and_half
 from par_jax.policy import Policy
 from par_jax.recording import Recording
 
@@ -45,3 +48,19 @@ def watch(policy: Policy, episodes: Mixture, index: int, instruction: str) -> Re
         actions=np.array(answers, np.float32).reshape(-1, chunk, executed.shape[1]),
         segments=np.zeros((len(steps) - 1, *seen.shape[1:3]), np.uint8),
     )
+
+
+def action_errors(film: Recording, taught: np.ndarray, statistics: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """How far a policy's answers are from what the demonstration teaches.
+
+    Args:
+      film: of `watch`.
+      taught: the demonstration's actions, float32 [T, A], in the controller's units.
+      statistics: `low` and `high` of the policy's training.
+
+    Returns:
+      Absolute differences in halves of each action's range, as validation's, float32 [answers, chunk, A].
+    """
+    _, half = centre_and_half(statistics["low"], statistics["high"])
+    answers = film.actions
+    return np.abs(answers - taught[: len(answers) * answers.shape[1]].reshape(answers.shape)) / half

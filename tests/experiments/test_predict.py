@@ -15,7 +15,7 @@ from par_jax.data.mixture import Mixture
 from par_jax.errors import UserError
 from par_jax.model.par import PAR
 from par_jax.model.vae import VAE
-from par_jax.predictions import watch
+from par_jax.predictions import action_errors, watch
 from par_jax.tasks import get_task
 from par_jax.workdir import write_json
 from tests.demos import SMALL, make_demos, make_run
@@ -65,6 +65,17 @@ def test_a_demonstration_is_shown_chunk_by_chunk_with_what_was_done(data):
         np.testing.assert_array_equal(predicted, executed)
         np.testing.assert_array_equal(before, pictures[: 8 * count : 8, 4:36, 4:36])
         assert quality.compare(*watch(repeater, episodes, index, _PUSH).pairs())["psnr_gain"] == 0
+
+
+def test_answers_are_measured_against_what_is_taught_in_halves_of_each_range(data):
+    episodes = Mixture([Episodes(data)])
+    taught = episodes.numbers(0)["action"]
+    count = len(taught) // 8
+    film = watch(_Told(episodes.pictures(0)[8::8]), episodes, 0, _PUSH)
+    statistics = {"low": [-2.0] * 7 + [1.0], "high": [2.0] * 7 + [1.0]}
+    errors = action_errors(film, taught, statistics)
+    half = np.array([2.0] * 7 + [0.01])
+    np.testing.assert_allclose(errors, np.abs(taught[: 8 * count]).reshape(count, 8, 8) / half, rtol=1e-5)
 
 
 def test_a_folder_with_few_pictures_is_read_at_the_same_moments():
@@ -122,7 +133,10 @@ def test_held_out_demonstrations_are_measured(command, run, data, tmp_path, caps
     assert found["frames"] == len(record["action"]) // 8
     assert (found["frame_steps"], found["of_its_training"]) == (3, True)
     assert found["psnr_gain"] == pytest.approx(found["psnr_predicted"] - found["psnr_repeated"])
+    # A head that has learnt nothing answers noise; PushCube's gripper does not move.
+    assert 0.05 < found["action_error"] < 20
     said = capsys.readouterr().out
+    assert f"mean absolute error {found['action_error']:.4f}" in said
     assert f"repeating the last frame {found['psnr_repeated']:.2f}" in said and "held out of its training" in said
     assert np.asarray(Image.open(tmp_path / "out" / "23.png")).ndim == 3
 
