@@ -2,9 +2,9 @@
 
     python -m experiments.predict --checkpoint=runs/pushcube --data=data/pushcube
 
-At every chunk the policy sees what the demonstrator saw, remembers what the demonstrator did, and predicts the picture
-after the next chunk, and answers with that chunk; no simulator runs. Given the training's --data, the demonstrations are those that it held out.
-Writes `frames.json` and film strips.
+At every chunk the policy sees what the demonstrator saw, remembers what the demonstrator did, answers with the next
+chunk and predicts the picture after it; no simulator runs. Given the training's --data, the demonstrations are those
+that it held out. Writes `frames.json` and film strips.
 """
 
 from pathlib import Path
